@@ -1,0 +1,8 @@
+//! A cluster and an AWS in one process, for trying and testing kube2irsa.
+//!
+//! Each server is as strict as the real one: it refuses what the real one refuses, with the real
+//! one's status and code, so that a client that works here works there. Nothing of this crate is
+//! compiled into the daemon.
+
+pub mod ca;
+pub mod http;

@@ -1,0 +1,1 @@
+//! The redirect and the guard.
