@@ -6,3 +6,4 @@
 
 pub mod ca;
 pub mod http;
+pub mod issuer;
