@@ -1,3 +1,22 @@
 //! kube2irsa: gives every pod the IAM role of its own ServiceAccount, through the metadata service.
+//!
+//! One request: the redirect ([`intercept`]) brings it to the listener ([`imds::server`]); its source
+//! address is looked up ([`identity`]); its answer ([`imds::respond`]) is read from the cache
+//! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
+//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`] and [`metrics`] tell of it.
 
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod credentials;
+pub mod drain;
+pub mod identity;
+pub mod imds;
 pub mod intercept;
+pub mod metrics;
+pub mod readiness;
+pub mod sts;
+pub mod telemetry;
+pub mod token;

@@ -1,0 +1,93 @@
+//! What was typed. Nothing is judged here: `config` reads every value, so that it can name all that is
+//! wrong at once.
+
+use clap::{Args, Parser, Subcommand};
+
+/// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
+#[derive(Debug, Parser)]
+#[command(name = "kube2irsa", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run on a node: intercept, identify, exchange, serve.
+    Run(Box<RunArgs>),
+    /// The rules that a run puts on the node.
+    Rules {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: RulesCommand,
+    },
+}
+
+/// What to do with the node's rules.
+#[derive(Debug, Subcommand)]
+pub enum RulesCommand {
+    /// Take out the redirect and the guard. Pods then reach the real metadata service, and the node's role!
+    Remove,
+}
+
+/// The flags of `run`, as typed. Each can also be given as `KUBE2IRSA_…` in the environment.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// This node's name in Kubernetes.
+    #[arg(long, value_name = "NAME", env = "KUBE2IRSA_NODE_NAME")]
+    pub node_name: Option<String>,
+
+    /// Kubeconfig file for the API server. Absent: the pod's own service account.
+    #[arg(long, value_name = "FILE", env = "KUBE2IRSA_KUBECONFIG")]
+    pub kubeconfig: Option<String>,
+
+    /// Where pods' requests are redirected to (IPv4).
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:9169", env = "KUBE2IRSA_LISTEN")]
+    pub listen: String,
+
+    /// Where metrics and health are served; never reachable by pods on a loopback address.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9170", env = "KUBE2IRSA_ADMIN_LISTEN")]
+    pub admin_listen: String,
+
+    /// AWS region whose STS is called. Absent: the one that the real metadata service names.
+    #[arg(long, value_name = "REGION", env = "KUBE2IRSA_REGION")]
+    pub region: Option<String>,
+
+    /// STS endpoint instead of the region's own (a VPC endpoint, say); plain http only on loopback.
+    #[arg(long, value_name = "URL", env = "KUBE2IRSA_STS_ENDPOINT")]
+    pub sts_endpoint: Option<String>,
+
+    /// The real metadata service, asked for the region; `off` where there is none.
+    #[arg(long, value_name = "URL|off", default_value = "http://169.254.169.254", env = "KUBE2IRSA_IMDS_ENDPOINT")]
+    pub imds_endpoint: String,
+
+    /// Audience of the service account tokens that are exchanged.
+    #[arg(long, value_name = "AUDIENCE", default_value = "sts.amazonaws.com", env = "KUBE2IRSA_TOKEN_AUDIENCE")]
+    pub token_audience: String,
+
+    /// Directory for the session key, best on tmpfs.
+    #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]
+    pub state_dir: String,
+
+    /// How pods' requests are redirected; `none` installs no rule, nor the guard.
+    #[arg(long, value_name = "auto|nft|iptables|none", default_value = "auto", env = "KUBE2IRSA_INTERCEPT")]
+    pub intercept: String,
+
+    /// Certificates (PEM) to trust for STS instead of the system's.
+    #[arg(long, value_name = "FILE", env = "KUBE2IRSA_CA_BUNDLE")]
+    pub ca_bundle: Option<String>,
+
+    /// Form of the log lines on standard error.
+    #[arg(long, value_name = "text|json", default_value = "text", env = "KUBE2IRSA_LOG_FORMAT")]
+    pub log_format: String,
+
+    /// How much is logged.
+    #[arg(long, value_name = "error|warn|info|debug", default_value = "info", env = "KUBE2IRSA_LOG_LEVEL")]
+    pub log_level: String,
+
+    /// Threads that serve requests.
+    #[arg(long, value_name = "N", default_value = "2", env = "KUBE2IRSA_WORKER_THREADS")]
+    pub worker_threads: String,
+}

@@ -1,0 +1,364 @@
+//! What the daemon needs: parsed once, validated once, immutable after.
+//!
+//! All that is wrong is said at once, each error naming its flag.
+
+use std::{
+    fmt, fs, io,
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+    path::PathBuf,
+    str::FromStr,
+};
+
+use http::{Uri, uri::Scheme};
+use kube::config::Kubeconfig;
+
+use crate::{cli::RunArgs, identity::NodeName};
+
+/// The most threads that make sense on a node's daemon.
+const MOST_THREADS: usize = 64;
+
+/// What the daemon needs to run.
+#[derive(Debug)]
+pub struct Config {
+    /// This node's name.
+    pub node_name: NodeName,
+    /// How to reach the API server.
+    pub api_server: ApiServer,
+    /// Where pods' requests arrive.
+    pub listen: SocketAddrV4,
+    /// Where metrics and health are served.
+    pub admin_listen: SocketAddr,
+    /// Where credentials come from.
+    pub sts: StsConfig,
+    /// The audience of service account tokens.
+    pub token_audience: String,
+    /// Where the session key is kept.
+    pub state_dir: PathBuf,
+    /// How requests are redirected.
+    pub intercept: Intercept,
+    /// Form of the log lines.
+    pub log_format: LogFormat,
+    /// How much is logged.
+    pub log_level: LogLevel,
+    /// Threads that serve requests.
+    pub worker_threads: usize,
+}
+
+/// How to reach the API server.
+#[derive(Clone)]
+pub enum ApiServer {
+    /// As the pod's own service account.
+    InCluster,
+    /// As a kubeconfig says.
+    Kubeconfig(Box<Kubeconfig>),
+}
+
+impl fmt::Debug for ApiServer {
+    /// A kubeconfig may hold keys and tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InCluster => "InCluster",
+            Self::Kubeconfig(_) => "Kubeconfig",
+        })
+    }
+}
+
+/// Where credentials come from.
+#[derive(Debug)]
+pub struct StsConfig {
+    /// Which STS.
+    pub location: StsLocation,
+    /// Certificates (PEM) to trust instead of the system's.
+    pub ca_bundle: Option<Vec<u8>>,
+}
+
+/// Which STS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StsLocation {
+    /// A region's own.
+    Region(String),
+    /// At this URL; the region matters only to a log's reader.
+    Endpoint {
+        /// The URL.
+        url: String,
+        /// The region, if one was given.
+        region: Option<String>,
+    },
+    /// The own one of the region that the real metadata service, at this URL, names.
+    AskImds(Uri),
+}
+
+/// How requests are redirected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intercept {
+    /// By iptables.
+    Iptables,
+    /// Not by us, and without the guard.
+    None,
+}
+
+impl Intercept {
+    /// As a metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::None => "none",
+        }
+    }
+}
+
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Only what needs an operator.
+    Error,
+    /// Also what may.
+    Warn,
+    /// Also what was done.
+    Info,
+    /// Also single connections.
+    Debug,
+}
+
+impl LogLevel {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+}
+
+/// All that is wrong with the flags, a line each.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl Config {
+    /// What the flags mean.
+    ///
+    /// # Errors
+    /// All that is wrong with them.
+    pub fn new(args: &RunArgs) -> Result<Self, ConfigErrors> {
+        let mut errors = Errors::default();
+        let node_name = match args.node_name.as_deref() {
+            Some(name) if is_node_name(name) => NodeName::from(name),
+            Some(name) => errors.add(format!("--node-name {name:?}: not the name of a node"), "".into()),
+            None => errors.add("--node-name: is missing".to_owned(), "".into()),
+        };
+        let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+        let listen = errors.parsed("--listen", &args.listen, "an address and port, such as 0.0.0.0:9169", unspecified);
+        let admin_what = "an address and port, such as 127.0.0.1:9170";
+        let admin_listen = errors.parsed("--admin-listen", &args.admin_listen, admin_what, unspecified);
+        if listen.port() != 0 && listen.port() == admin_listen.port() {
+            let same = format!("--admin-listen {admin_listen}: must not share the port of --listen, which pods reach");
+            errors.add(same, ());
+        }
+        let intercept = match args.intercept.as_str() {
+            "auto" | "iptables" => Intercept::Iptables,
+            "none" => Intercept::None,
+            "nft" => {
+                let text = "--intercept nft: this version redirects by iptables only; use auto or iptables";
+                errors.add(text.to_owned(), Intercept::None)
+            }
+            other => errors.add(format!("--intercept {other:?}: must be auto, nft, iptables or none"), Intercept::None),
+        };
+        let listen = match listen {
+            SocketAddr::V4(listen) => listen,
+            SocketAddr::V6(_) => {
+                let text = format!("--listen {listen}: must be an IPv4 address, as the redirect is");
+                errors.add(text, SocketAddrV4::new([0, 0, 0, 0].into(), 0))
+            }
+        };
+        if intercept != Intercept::None && listen.ip().is_loopback() {
+            let text = format!("--listen {listen}: pods' packets cannot be redirected to a loopback address");
+            errors.add(text, ());
+        }
+        let ca_bundle = args.ca_bundle.as_ref().and_then(|file| match read_certificates(file) {
+            Ok(pem) => Some(pem),
+            Err(why) => errors.add(format!("--ca-bundle {file}: {why}"), None),
+        });
+        let log_format = match args.log_format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => errors.add(format!("--log-format {other:?}: must be text or json"), LogFormat::Text),
+        };
+        let log_level = match args.log_level.as_str() {
+            "error" => LogLevel::Error,
+            "warn" => LogLevel::Warn,
+            "info" => LogLevel::Info,
+            "debug" => LogLevel::Debug,
+            other => errors.add(format!("--log-level {other:?}: must be error, warn, info or debug"), LogLevel::Info),
+        };
+        let threads_what = "a number of threads from 1 to 64";
+        let worker_threads = errors.parsed("--worker-threads", &args.worker_threads, threads_what, 1);
+        if !(1..=MOST_THREADS).contains(&worker_threads) {
+            errors.add(format!("--worker-threads {worker_threads}: is not {threads_what}"), ());
+        }
+        if args.token_audience.is_empty() {
+            errors.add("--token-audience: must not be empty".to_owned(), ());
+        }
+        if args.state_dir.is_empty() {
+            errors.add("--state-dir: must not be empty".to_owned(), ());
+        }
+        let location = location(args, &mut errors);
+        let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
+        errors.or(Self {
+            node_name,
+            api_server,
+            listen,
+            admin_listen,
+            sts: StsConfig { location, ca_bundle },
+            token_audience: args.token_audience.clone(),
+            state_dir: PathBuf::from(&args.state_dir),
+            intercept,
+            log_format,
+            log_level,
+            worker_threads,
+        })
+    }
+}
+
+fn location(args: &RunArgs, errors: &mut Errors) -> StsLocation {
+    let region = args.region.clone();
+    if let Some(region) = &region
+        && !is_region(region)
+    {
+        errors.add(format!("--region {region:?}: not a region, such as eu-central-1"), ());
+    }
+    let imds = match args.imds_endpoint.as_str() {
+        "off" => None,
+        url => match url.parse::<Uri>() {
+            Ok(uri) if uri.scheme() == Some(&Scheme::HTTP) && is_bare(&uri) => Some(uri),
+            Ok(_) | Err(_) => {
+                errors.add(format!("--imds-endpoint {url:?}: must be http://HOST[:PORT] or off"), Some(Uri::default()))
+            }
+        },
+    };
+    match (&args.sts_endpoint, region, imds) {
+        (Some(url), region, _) => {
+            if let Err(why) = check_sts(url) {
+                errors.add(format!("--sts-endpoint {url:?}: {why}"), ());
+            }
+            StsLocation::Endpoint { url: url.clone(), region }
+        }
+        (None, Some(region), _) => StsLocation::Region(region),
+        (None, None, Some(imds)) => StsLocation::AskImds(imds),
+        (None, None, None) => {
+            let text = "--region: is missing, and with --imds-endpoint off there is nobody to ask for it";
+            errors.add(text.to_owned(), StsLocation::Region(String::new()))
+        }
+    }
+}
+
+fn api_server(kubeconfig: Option<&str>, errors: &mut Errors) -> ApiServer {
+    match kubeconfig {
+        Some(file) => match read_kubeconfig(file) {
+            Ok(kubeconfig) => ApiServer::Kubeconfig(Box::new(kubeconfig)),
+            Err(why) => errors.add(format!("--kubeconfig {file}: {why}"), ApiServer::InCluster),
+        },
+        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() => {
+            let text = "--kubeconfig: is missing, and this is no pod (KUBERNETES_SERVICE_HOST is not set)";
+            errors.add(text.to_owned(), ApiServer::InCluster)
+        }
+        None => ApiServer::InCluster,
+    }
+}
+
+/// The parser's own words would quote the file, which may hold keys.
+fn read_kubeconfig(file: &str) -> Result<Kubeconfig, String> {
+    let text = fs::read_to_string(file).map_err(|error| error.to_string())?;
+    let kubeconfig = Kubeconfig::from_yaml(&text).map_err(|_| "is not a kubeconfig".to_owned())?;
+    let current = kubeconfig.current_context.as_deref().unwrap_or_default();
+    let context = kubeconfig.contexts.iter().find(|context| context.name == current);
+    match context.and_then(|context| context.context.as_ref()) {
+        None => Err(format!("has no context {current:?}, which it names as the current one")),
+        Some(context) if !kubeconfig.clusters.iter().any(|cluster| cluster.name == context.cluster) => {
+            Err(format!("has no cluster {:?}, which its current context names", context.cluster))
+        }
+        Some(_) => Ok(kubeconfig),
+    }
+}
+
+fn read_certificates(file: &str) -> Result<Vec<u8>, String> {
+    let pem = fs::read(file).map_err(|error: io::Error| error.to_string())?;
+    let begins = pem.windows(11).any(|window| window == b"-----BEGIN ");
+    if begins { Ok(pem) } else { Err("holds no certificate in PEM form".to_owned()) }
+}
+
+fn check_sts(url: &str) -> Result<(), &'static str> {
+    let uri = url.parse::<Uri>().map_err(|_| "not a URL")?;
+    if !is_bare(&uri) {
+        return Err("must be https://HOST[:PORT]");
+    }
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    match uri.scheme_str() {
+        Some("https") => Ok(()),
+        Some("http") if loopback => Ok(()),
+        Some("http") => Err("plain http is for loopback addresses only: a token would be readable on the way"),
+        _ => Err("must be https://HOST[:PORT]"),
+    }
+}
+
+/// Nothing but a scheme, a host and perhaps a port.
+fn is_bare(uri: &Uri) -> bool {
+    uri.host().is_some_and(|host| !host.is_empty())
+        && matches!(uri.path(), "" | "/")
+        && uri.query().is_none()
+        && !uri.authority().is_some_and(|authority| authority.as_str().contains('@'))
+}
+
+/// A DNS-1123 subdomain.
+fn is_node_name(name: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+fn is_region(region: &str) -> bool {
+    region.contains('-') && region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+#[derive(Default)]
+struct Errors(Vec<String>);
+
+impl Errors {
+    /// Notes the error and goes on with `instead`, which nobody will see.
+    fn add<T>(&mut self, error: String, instead: T) -> T {
+        self.0.push(error);
+        instead
+    }
+
+    fn parsed<T: FromStr>(&mut self, flag: &str, text: &str, what: &str, instead: T) -> T {
+        match text.parse() {
+            Ok(value) => value,
+            Err(_) => self.add(format!("{flag} {text:?}: is not {what}"), instead),
+        }
+    }
+
+    fn or<T>(self, value: T) -> Result<T, ConfigErrors> {
+        if self.0.is_empty() { Ok(value) } else { Err(ConfigErrors(self.0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+use std::io::Write as _;
+
+use clap::Parser as _;
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+fn args(flags: &[&str]) -> RunArgs {
+    match Cli::try_parse_from(["kube2irsa", "run"].iter().chain(flags)).unwrap().command {
+        Command::Run(args) => *args,
+        Command::Rules { .. } => panic!(),
+    }
+}
+
+fn errors(flags: &[&str]) -> Vec<String> {
+    Config::new(&args(flags)).map_or_else(|errors| errors.0, |_| Vec::new())
+}
+
+fn file(name: &str, text: &str) -> String {
+    let path = std::env::temp_dir().join(format!("kube2irsa-config-{}-{name}", std::process::id()));
+    std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const KUBECONFIG: &str = "
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: 'https://192.0.2.1:6443'}}]
+users: [{name: u, user: {token: very-secret}}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+";
+
+#[test]
+fn what_a_node_needs_is_little() {
+    let kubeconfig = file("good", KUBECONFIG);
+    let flags = ["--node-name", "ip-10-0-0-1.eu-central-1.compute.internal", "--kubeconfig", &kubeconfig];
+    let config = Config::new(&args(&flags)).unwrap();
+    assert_eq!(config.sts.location, StsLocation::AskImds("http://169.254.169.254".parse().unwrap()));
+    assert_eq!((config.listen.to_string().as_str(), config.intercept), ("0.0.0.0:9169", Intercept::Iptables));
+    assert!(config.admin_listen.ip().is_loopback());
+    assert!(!format!("{config:?}").contains("very-secret"));
+}
+
+#[test]
+fn all_errors_are_said_at_once_and_each_names_its_flag() {
+    let broken = file("broken", "clusters: [very-secret");
+    let no_pem = file("no-pem", "very-secret");
+    let flags = [
+        ("--node-name", "Not_A_Node"),
+        ("--kubeconfig", &broken),
+        ("--listen", "here"),
+        ("--admin-listen", "127.0.0.1"),
+        ("--region", "Europe"),
+        ("--sts-endpoint", "http://sts.example.com"),
+        ("--imds-endpoint", "https://169.254.169.254"),
+        ("--token-audience", ""),
+        ("--state-dir", ""),
+        ("--intercept", "ebpf"),
+        ("--ca-bundle", &no_pem),
+        ("--log-format", "xml"),
+        ("--log-level", "loud"),
+        ("--worker-threads", "0"),
+    ];
+    let typed = flags.iter().flat_map(|(flag, value)| [*flag, *value]).collect::<Vec<_>>();
+    let errors = errors(&typed);
+    assert_eq!(errors.len(), flags.len(), "{errors:#?}");
+    for (flag, _) in flags {
+        assert!(errors.iter().any(|error| error.starts_with(flag)), "{flag}: {errors:#?}");
+    }
+    assert!(!errors.concat().contains("very-secret"), "{errors:#?}");
+}
+
+#[test]
+fn a_region_is_needed_only_where_nobody_can_be_asked() {
+    let kubeconfig = file("region", KUBECONFIG);
+    let with = |flags: &[&str]| errors(&[&["--node-name", "n", "--kubeconfig", &kubeconfig], flags].concat());
+    assert_eq!(with(&["--imds-endpoint", "off"]).len(), 1);
+    assert!(with(&["--imds-endpoint", "off", "--region", "eu-central-1"]).is_empty());
+    assert!(with(&["--imds-endpoint", "off", "--sts-endpoint", "https://sts.example.com"]).is_empty());
+}
+
+#[test]
+fn a_token_goes_over_plain_http_to_loopback_only() {
+    for (url, good) in [
+        ("https://sts.eu-central-1.amazonaws.com", true),
+        ("https://vpce-1.sts.eu-central-1.vpce.amazonaws.com:8443/", true),
+        ("http://127.0.0.1:8000", true),
+        ("http://[::1]:8000", true),
+        ("http://localhost", true),
+        ("http://localhost.example.com", false),
+        ("http://10.0.0.1", false),
+        ("http://user@127.0.0.1", false),
+        ("ftp://127.0.0.1", false),
+        ("https://sts.example.com/path", false),
+        ("sts.example.com", false),
+    ] {
+        assert_eq!(check_sts(url).is_ok(), good, "{url}");
+    }
+}
+
+#[test]
+fn a_kubeconfig_must_lead_to_a_cluster() {
+    for (name, text) in [
+        ("empty", ""),
+        ("list", "[1]"),
+        ("no-context", &KUBECONFIG.replace("current-context: x", "current-context: y")),
+        ("no-cluster", &KUBECONFIG.replace("{cluster: c,", "{cluster: d,")),
+    ] {
+        assert!(read_kubeconfig(&file(name, text)).is_err(), "{name}");
+    }
+    assert!(read_kubeconfig("/nowhere").is_err());
+}
+
+#[test]
+fn pods_cannot_be_sent_to_loopback_or_to_the_operators_port() {
+    let kubeconfig = file("ports", KUBECONFIG);
+    let with = |flags: &[&str]| {
+        errors(&[&["--node-name", "n", "--kubeconfig", &kubeconfig, "--region", "eu-central-1"], flags].concat())
+    };
+    assert_eq!(with(&["--listen", "127.0.0.1:9169"]).len(), 1);
+    assert!(with(&["--listen", "127.0.0.1:9169", "--intercept", "none"]).is_empty());
+    assert_eq!(with(&["--admin-listen", "127.0.0.1:9169"]).len(), 1);
+    assert_eq!(with(&["--intercept", "nft"]).len(), 1);
+}

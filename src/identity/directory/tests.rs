@@ -1,0 +1,150 @@
+use std::{sync::mpsc, time::Duration};
+
+use super::*;
+
+const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+const ROLE: &str = "arn:aws:iam::123456789012:role/web";
+const OTHER_ROLE: &str = "arn:aws:iam::123456789012:role/other";
+
+fn pod(uid: &str, addresses: &[IpAddr]) -> Pod {
+    Pod {
+        uid: uid.into(),
+        namespace: "team-a".into(),
+        name: uid.into(),
+        service_account: "web".into(),
+        host_network: false,
+        finished: false,
+        terminating: false,
+        running: true,
+        addresses: addresses.to_vec(),
+        started: 0,
+    }
+}
+
+fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
+    ServiceAccount { uid: uid.into(), role_arn: role_arn.map(str::to_owned) }
+}
+
+fn directory() -> (Directory, mpsc::Receiver<PodUid>) {
+    let (sender, revoked) = mpsc::channel();
+    (Directory::new(move |uid| drop(sender.send(uid.clone()))), revoked)
+}
+
+fn role(directory: &Directory) -> Option<Role> {
+    directory.identified(A).map(|caller| caller.role.clone())
+}
+
+fn arn(directory: &Directory) -> Option<String> {
+    match role(directory) {
+        Some(Role::Granted(grant)) => Some(grant.role.to_string()),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_pod_is_identified_once_its_service_account_is_known_whichever_comes_first() {
+    for accounts_first in [true, false] {
+        let (directory, _) = directory();
+        let namespace = Namespace::from("team-a");
+        let accounts = || HashMap::from([("web".into(), account("sa", Some(ROLE)))]);
+        if accounts_first {
+            directory.reset_accounts(&namespace, accounts());
+            directory.reset_pods(vec![pod("1", &[A])]);
+        } else {
+            directory.reset_pods(vec![pod("1", &[A])]);
+            assert_eq!(role(&directory), None);
+            assert!(!directory.synced());
+            directory.reset_accounts(&namespace, accounts());
+        }
+        assert_eq!(arn(&directory).as_deref(), Some(ROLE));
+        assert!(directory.synced());
+    }
+}
+
+#[test]
+fn a_changed_role_is_in_force_at_once_and_the_old_one_is_revoked() {
+    let (directory, revoked) = directory();
+    let namespace = Namespace::from("team-a");
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
+    directory.reset_pods(vec![pod("1", &[A])]);
+    let Some(Role::Granted(old)) = role(&directory) else { panic!() };
+    assert!(directory.entitled(&old));
+
+    directory.apply_account(&namespace, "web".into(), account("sa", Some(OTHER_ROLE)));
+    assert_eq!(arn(&directory).as_deref(), Some(OTHER_ROLE));
+    assert_eq!(revoked.try_recv(), Ok("1".into()));
+    assert!(!directory.entitled(&old));
+
+    directory.apply_account(&namespace, "web".into(), account("recreated", Some(OTHER_ROLE)));
+    assert_eq!(revoked.try_recv(), Ok("1".into()), "another service account of the same name");
+
+    directory.delete_account(&namespace, &"web".into(), &"sa".into());
+    assert_eq!(arn(&directory).as_deref(), Some(OTHER_ROLE), "a late delete of the first one");
+    directory.delete_account(&namespace, &"web".into(), &"recreated".into());
+    assert_eq!(role(&directory), Some(Role::None));
+}
+
+#[test]
+fn a_change_of_the_pods_status_revokes_nothing() {
+    let (directory, revoked) = directory();
+    directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
+    directory.apply_pod(Pod { running: false, ..pod("1", &[A]) });
+    directory.apply_pod(pod("1", &[A]));
+    directory.apply_pod(Pod { terminating: true, ..pod("1", &[A]) });
+    assert_eq!(revoked.try_recv(), Err(mpsc::TryRecvError::Empty));
+    directory.delete_pod(&"1".into());
+    assert_eq!(revoked.try_recv(), Ok("1".into()));
+}
+
+#[test]
+fn an_empty_annotation_is_no_role_and_another_text_is_an_error() {
+    let (directory, _) = directory();
+    directory.apply_pod(pod("1", &[A]));
+    for (text, none) in [(Some(""), true), (None, true), (Some("web"), false), (Some(" "), false)] {
+        directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", text))]));
+        let role = role(&directory).unwrap();
+        assert_eq!(matches!(role, Role::None), none, "{text:?}");
+        assert_eq!(matches!(role, Role::Invalid(_)), !none, "{text:?}");
+    }
+}
+
+#[test]
+fn the_namespaces_to_watch_are_those_with_a_pod_that_may_ask() {
+    let (directory, _) = directory();
+    let namespaces = directory.namespaces();
+    directory.reset_pods(vec![
+        pod("1", &[]),
+        Pod { namespace: "hosts".into(), host_network: true, ..pod("2", &[A]) },
+        Pod { namespace: "done".into(), finished: true, ..pod("3", &[]) },
+    ]);
+    assert_eq!(*namespaces.borrow(), ["team-a".into()].into());
+    directory.delete_pod(&"1".into());
+    assert!(namespaces.borrow().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed() {
+    let (directory, _) = directory();
+    let directory = Arc::new(directory);
+    let soon = || Instant::now() + Duration::from_millis(900);
+    assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "pods have not been read");
+
+    directory.reset_pods(vec![]);
+    assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::Nobody));
+    directory.apply_pod(pod("1", &[]));
+    assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "a pod awaits its address");
+
+    let asking = tokio::spawn({
+        let directory = Arc::clone(&directory);
+        async move { directory.identify(A, Instant::now() + Duration::from_millis(900)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
+    let asked = Instant::now();
+    directory.apply_pod(pod("1", &[A]));
+    assert_eq!(asking.await.unwrap().unwrap().pod.uid, "1".into());
+    assert_eq!(asked.elapsed(), Duration::ZERO);
+
+    directory.apply_pod(pod("2", &[A]));
+    assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::Disputed));
+}

@@ -1,0 +1,15 @@
+//! Who is asking: pods by address, and the role of a pod's service account.
+//!
+//! Owns the names of things ([`PodUid`], [`RoleArn`], …), the pod index (pure), the directory that
+//! requests read, and the watches that feed it. It knows nothing of tokens, credentials or HTTP.
+//! Invariant: an address is a pod's only while exactly one living pod claims it.
+
+pub mod accounts;
+pub mod directory;
+pub mod index;
+pub mod names;
+pub mod watch;
+
+pub use directory::{Caller, Directory, Grant, Role, Unidentified};
+pub use index::Pod;
+pub use names::{Namespace, NodeName, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid};

@@ -1,0 +1,239 @@
+//! The answer to one request.
+//!
+//! Owns the time budget of a request and what each outcome looks like to an SDK. Every wait ends with a
+//! look at who holds the address now. Bodies of errors are empty: CRT would take one for a role's name.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE, SERVER, USER_AGENT},
+};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Body as _, Incoming};
+use tokio::time::Instant;
+
+use super::{
+    route::{Route, route},
+    session::{Issued, LONGEST_TTL_SECONDS, SessionKey},
+};
+use crate::{
+    clock,
+    credentials::{Outcome, Store, slot::Failure},
+    identity::{Caller, Directory, Grant, Role},
+    metrics::{Metrics, RequestKind},
+};
+
+/// From a request's arrival to its answer: most SDKs leave after one second.
+const BUDGET: Duration = Duration::from_millis(900);
+/// What a client may send along with a request for a token; all send nothing.
+const LARGEST_BODY: usize = 1024;
+
+const TOKEN: &str = "x-aws-ec2-metadata-token";
+const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+const FORWARDED_FOR: &str = "x-forwarded-for";
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
+const EC2: HeaderValue = HeaderValue::from_static("EC2ws");
+
+/// The connection is to be closed without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("closed without an answer")]
+pub struct Close;
+
+/// The metadata service of this node's pods.
+#[derive(Debug)]
+pub struct Imds {
+    directory: Arc<Directory>,
+    store: Arc<Store>,
+    key: SessionKey,
+    metrics: Arc<Metrics>,
+}
+
+/// An answer in the making.
+enum Answer {
+    Empty(StatusCode),
+    Text(Bytes),
+    Token { token: String, ttl: u64 },
+    OnlyPut,
+    Close,
+}
+
+impl Imds {
+    /// Answers for the pods in `directory`, with the credentials in `store`.
+    #[must_use]
+    pub fn new(directory: Arc<Directory>, store: Arc<Store>, key: SessionKey, metrics: Arc<Metrics>) -> Self {
+        Self { directory, store, key, metrics }
+    }
+
+    /// The answer to a request from `peer`, a canonical address.
+    ///
+    /// # Errors
+    /// When the connection is to be closed instead.
+    pub async fn respond(&self, request: Request<Incoming>, peer: IpAddr) -> Result<Response<Full<Bytes>>, Close> {
+        let deadline = Instant::now() + BUDGET;
+        let (head, body) = request.into_parts();
+        let route = route(head.uri.path());
+        let kind = match route {
+            Route::Token | Route::DatedToken => RequestKind::Token,
+            Route::RoleName => RequestKind::RoleName,
+            Route::RoleDocument(_) => RequestKind::RoleDocument,
+            Route::Other => RequestKind::Other,
+        };
+        let answer = match (&head.method, route) {
+            (&Method::PUT, Route::Token) => self.token(&head.headers, body, peer).await,
+            (&Method::PUT, Route::DatedToken) => Answer::Empty(StatusCode::FORBIDDEN),
+            (_, Route::Token | Route::DatedToken) => Answer::OnlyPut,
+            (&Method::GET | &Method::HEAD, route) => match self.session(&head.headers, peer) {
+                Ok(session) => self.get(route, session, &head.headers, peer, deadline).await,
+                Err(answer) => answer,
+            },
+            _ => Answer::Empty(StatusCode::NOT_FOUND),
+        };
+        answer.into_response().inspect(|response| self.metrics.answered(kind, response.status()))
+    }
+
+    /// `PUT /latest/api/token`: at once, whoever asks.
+    async fn token(&self, headers: &HeaderMap, body: Incoming, peer: IpAddr) -> Answer {
+        // A body that is announced is read, so that a client which waits for leave to send it does not wait on.
+        if !body.is_end_stream() && Limited::new(body, LARGEST_BODY).collect().await.is_err() {
+            return Answer::Empty(StatusCode::BAD_REQUEST);
+        }
+        if headers.contains_key(FORWARDED_FOR) {
+            return Answer::Empty(StatusCode::FORBIDDEN);
+        }
+        let ttl = headers.get(TOKEN_TTL).and_then(|ttl| ttl.to_str().ok()?.parse().ok());
+        match ttl.filter(|ttl| (1..=LONGEST_TTL_SECONDS).contains(ttl)) {
+            Some(ttl) => Answer::Token { token: self.key.issue(peer, clock::now().unix_seconds(), ttl), ttl },
+            None => Answer::Empty(StatusCode::BAD_REQUEST),
+        }
+    }
+
+    /// When the request's session token was issued, if it has one. One that is not good is an error.
+    fn session(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Option<Issued>, Answer> {
+        let Some(token) = headers.get(TOKEN) else { return Ok(None) };
+        match self.key.verify(token.as_bytes(), peer, clock::now().unix_seconds()) {
+            Some(issued) => Ok(Some(issued)),
+            None => Err(self.bad_token()),
+        }
+    }
+
+    fn bad_token(&self) -> Answer {
+        self.metrics.bad_session_tokens.inc();
+        Answer::Empty(StatusCode::UNAUTHORIZED)
+    }
+
+    async fn get(
+        &self,
+        route: Route<'_>,
+        session: Option<Issued>,
+        headers: &HeaderMap,
+        peer: IpAddr,
+        deadline: Instant,
+    ) -> Answer {
+        let name = match route {
+            Route::RoleName => None,
+            Route::RoleDocument(name) => Some(name),
+            Route::Token | Route::DatedToken | Route::Other => return Answer::Empty(StatusCode::NOT_FOUND),
+        };
+        loop {
+            let caller = match self.directory.identify(peer, deadline).await {
+                Ok(caller) => caller,
+                Err(why) => {
+                    self.metrics.unidentified.with_label_values(&[why.label()]).inc();
+                    return Answer::Empty(match why {
+                        crate::identity::Unidentified::Nobody => StatusCode::NOT_FOUND,
+                        _ => StatusCode::SERVICE_UNAVAILABLE,
+                    });
+                }
+            };
+            // Older than the pod that holds the address now: a token of the pod that held it before.
+            if session.is_some_and(|Issued(issued)| issued < caller.pod.started) {
+                return self.bad_token();
+            }
+            let grant = match &caller.role {
+                Role::Granted(grant) => grant,
+                Role::None => return Answer::Empty(StatusCode::NOT_FOUND),
+                Role::Invalid(_) => return Answer::Empty(StatusCode::FORBIDDEN),
+                Role::Unknown => return Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
+            };
+            if name.as_ref().is_some_and(|name| *name != grant.role.name()) {
+                return Answer::Empty(StatusCode::NOT_FOUND);
+            }
+            if let Some(document) = self.store.get(grant, clock::now()) {
+                return match name {
+                    Some(_) => Answer::Text(document),
+                    None => role_name(grant),
+                };
+            }
+            let outcome = self.store.obtain(grant, deadline).await;
+            // The address may have changed hands while we waited, and the role its name.
+            if outcome == Outcome::Gone || !self.still(&caller, peer) {
+                if Instant::now() >= deadline {
+                    return Answer::Empty(StatusCode::SERVICE_UNAVAILABLE);
+                }
+                tokio::task::yield_now().await;
+                continue;
+            }
+            return match (outcome, &name) {
+                (Outcome::Document(document), Some(_)) => Answer::Text(document),
+                // The name is given in time even if the exchange takes longer: SDKs ask for the document next.
+                (Outcome::Document(_) | Outcome::Pending, None) => role_name(grant),
+                (Outcome::Failed(Failure::Permanent), None) => Answer::Empty(StatusCode::FORBIDDEN),
+                (Outcome::Failed(Failure::Transient) | Outcome::Gone, None) => {
+                    Answer::Empty(StatusCode::SERVICE_UNAVAILABLE)
+                }
+                // CRT aborts its process on nearly any document that it cannot use, but takes a closed
+                // connection for an error.
+                (_, Some(_)) if is_crt(headers) => Answer::Close,
+                (_, Some(_)) => Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
+            };
+        }
+    }
+
+    fn still(&self, caller: &Caller, peer: IpAddr) -> bool {
+        self.directory.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.role == caller.role)
+    }
+}
+
+fn role_name(grant: &Grant) -> Answer {
+    Answer::Text(Bytes::copy_from_slice(grant.role.name().as_bytes()))
+}
+
+fn is_crt(headers: &HeaderMap) -> bool {
+    headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"aws-sdk-crt/"))
+}
+
+// === impl Answer ===
+
+impl Answer {
+    fn into_response(self) -> Result<Response<Full<Bytes>>, Close> {
+        let mut response = match self {
+            Self::Empty(status) => {
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = status;
+                response
+            }
+            Self::Text(body) => {
+                let mut response = Response::new(Full::new(body));
+                response.headers_mut().insert(CONTENT_TYPE, TEXT);
+                response
+            }
+            Self::Token { token, ttl } => {
+                let mut response = Response::new(Full::new(token.into()));
+                response.headers_mut().insert(CONTENT_TYPE, TEXT);
+                response.headers_mut().insert(TOKEN_TTL, ttl.into());
+                response
+            }
+            Self::OnlyPut => {
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static("OPTIONS, PUT"));
+                response
+            }
+            Self::Close => return Err(Close),
+        };
+        response.headers_mut().insert(SERVER, EC2);
+        Ok(response)
+    }
+}

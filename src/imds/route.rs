@@ -1,0 +1,127 @@
+//! What a path means. Pure. Default deny: what is not recognised is [`Route::Other`].
+
+use std::borrow::Cow;
+
+/// What a request is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// `/latest/api/token`: a session token.
+    Token,
+    /// `/<date>/api/token`, which the real service refuses.
+    DatedToken,
+    /// `…/meta-data/iam/security-credentials`, with or without a slash: the role's name.
+    RoleName,
+    /// `…/meta-data/iam/security-credentials/<name>`: that role's document.
+    RoleDocument(Cow<'a, str>),
+    /// Anything else.
+    Other,
+}
+
+/// The route of a path. Empty segments are dropped: some SDKs send `//`. Nothing is resolved or decoded
+/// but the last segment, which is only ever compared with the role's name.
+#[must_use]
+pub fn route(path: &str) -> Route<'_> {
+    let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+    let mut next = || segments.next().unwrap_or_default();
+    let version = next();
+    if version != "latest" && !is_date(version) {
+        return Route::Other;
+    }
+    match (next(), next(), next(), next(), next()) {
+        ("api", "token", "", "", "") if version == "latest" => Route::Token,
+        ("api", "token", "", "", "") => Route::DatedToken,
+        ("meta-data", "iam", "security-credentials", "", "") => Route::RoleName,
+        ("meta-data", "iam", "security-credentials", name, "") => {
+            decode(name).map_or(Route::Other, Route::RoleDocument)
+        }
+        _ => Route::Other,
+    }
+}
+
+/// `YYYY-MM-DD`, or the first version's `1.0`.
+fn is_date(version: &str) -> bool {
+    version == "1.0"
+        || version.len() == 10
+            && version
+                .bytes()
+                .enumerate()
+                .all(|(at, b)| if at == 4 || at == 7 { b == b'-' } else { b.is_ascii_digit() })
+}
+
+/// Percent-decodes once: a role's name may hold `+=,.@`, which some clients encode.
+fn decode(segment: &str) -> Option<Cow<'_, str>> {
+    if !segment.contains('%') {
+        return Some(segment.into());
+    }
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+                u8::try_from(digit(bytes.next())? * 16 + digit(bytes.next())?).ok()?
+            }
+            plain => plain,
+        });
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sdks_send_is_understood() {
+        for (path, expected) in [
+            ("/latest/api/token", Route::Token),
+            ("/latest/api/token/", Route::Token),
+            ("/2021-07-15/api/token", Route::DatedToken),
+            ("/latest/meta-data/iam/security-credentials", Route::RoleName),
+            ("/latest/meta-data/iam/security-credentials/", Route::RoleName),
+            ("//latest/meta-data//iam/security-credentials/", Route::RoleName),
+            ("/2021-07-15/meta-data/iam/security-credentials/", Route::RoleName),
+            ("/1.0/meta-data/iam/security-credentials/", Route::RoleName),
+            ("/latest/meta-data/iam/security-credentials/web", Route::RoleDocument("web".into())),
+            ("/latest/meta-data/iam/security-credentials/web/", Route::RoleDocument("web".into())),
+            ("/latest/meta-data/iam/security-credentials/a%40b+c", Route::RoleDocument("a@b+c".into())),
+        ] {
+            assert_eq!(route(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_denied() {
+        for path in [
+            "",
+            "/",
+            "/latest",
+            "/latest/user-data",
+            "/latest/meta-data/",
+            "/latest/meta-data/iam/info",
+            "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
+            "/latest/meta-data/iam/security-credentials/web/x",
+            "/latest/meta-data/iam/security-credentials/web/x/y/z",
+            "/latest/meta-data/iam/security-credentials-extended/web",
+            "/latest/meta-data/iam/../iam/security-credentials/",
+            "/latest/meta-data/iam/./security-credentials/",
+            "/latest/meta-data/iam%2fsecurity-credentials/",
+            "/latest\\meta-data\\iam\\security-credentials",
+            "/LATEST/meta-data/iam/security-credentials/",
+            "/latest;x/meta-data/iam/security-credentials/",
+            "/2021-7-15/meta-data/iam/security-credentials/",
+            "/latest/meta-data/iam/security-credentials/%zz",
+            "/latest/meta-data/iam/security-credentials/%f",
+            "/latest/meta-data/iam/security-credentials/%ff",
+            "/latest/api/token/x",
+        ] {
+            assert_eq!(route(path), Route::Other, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_encoded_slash_stays_within_the_name() {
+        let path = "/latest/meta-data/iam/security-credentials/web%2f..%2fother";
+        assert_eq!(route(path), Route::RoleDocument("web/../other".into()));
+    }
+}

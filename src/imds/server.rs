@@ -1,0 +1,115 @@
+//! The listener for pods: accepts, checks where the connection was meant to go, serves HTTP/1.1.
+
+use std::{
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::respond::Imds;
+use crate::{drain::Watcher, intercept::original, metrics::Metrics};
+
+/// From one request's end to the next one's complete head; SDKs pause for minutes and then connect anew.
+const HEAD_TIME_LIMIT: Duration = Duration::from_secs(60);
+/// Room for a request's head; SDKs send a few hundred bytes.
+const LARGEST_HEAD: usize = 16 * 1024;
+/// A connection that was accepted as we began to stop may still bring its request.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+/// After an error of accept, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Which connections are served.
+#[derive(Clone, Debug)]
+pub enum Accept {
+    /// Those that were redirected from one of these addresses.
+    Redirected(Arc<[IpAddr]>),
+    /// All: nothing is redirected by us.
+    All,
+}
+
+/// Serves pods until told to drain, then lets every request in flight end.
+pub async fn serve(listener: TcpListener, accept: Accept, imds: Arc<Imds>, metrics: Arc<Metrics>, drain: Watcher) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.signaled() => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => connection(stream, peer.ip(), &accept, &imds, &metrics, &drain),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    // What the kernel has accepted for us already would be reset with the listener.
+    while let Some(Ok((stream, peer))) = futures::FutureExt::now_or_never(listener.accept()) {
+        connection(stream, peer.ip(), &accept, &imds, &metrics, &drain);
+    }
+}
+
+fn connection(
+    stream: TcpStream,
+    peer: IpAddr,
+    accept: &Accept,
+    imds: &Arc<Imds>,
+    metrics: &Arc<Metrics>,
+    drain: &Watcher,
+) {
+    if let Accept::Redirected(from) = accept
+        && !original::destination(&stream).is_some_and(|meant| meant.port() == 80 && from.contains(&meant.ip()))
+    {
+        metrics.direct_connections.inc();
+        tracing::debug!(%peer, "closed: it did not come through the redirect");
+        return;
+    }
+    let (imds, metrics, drain) = (Arc::clone(imds), Arc::clone(metrics), drain.clone());
+    tokio::spawn(async move {
+        metrics.connections.inc();
+        if let Err(error) = requests(stream, peer.to_canonical(), &imds, &drain).await {
+            tracing::debug!(%peer, %error, "connection ended early");
+        }
+        metrics.connections.dec();
+    });
+}
+
+async fn requests(stream: TcpStream, peer: IpAddr, imds: &Imds, drain: &Watcher) -> Result<(), hyper::Error> {
+    // Small answers, each of them waited for.
+    let _: io::Result<()> = stream.set_nodelay(true);
+    let begun = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        begun.store(true, Ordering::Relaxed);
+        imds.respond(request, peer)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME_LIMIT)
+        .max_buf_size(LARGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = drain.signaled() => {}
+    }
+    if !begun.load(Ordering::Relaxed) {
+        let first = async {
+            while !begun.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            _ = tokio::time::timeout(LAST_REQUEST, first) => {}
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
+}

@@ -1,0 +1,111 @@
+//! IMDSv2 session tokens: stateless, so that they outlive a restart. Pure.
+//!
+//! A token is a MAC over the caller's address, its issue time and its expiry. It can be made before the
+//! pod is known; whether the pod that holds the address today is the one that asked for it is for the
+//! reader of [`Issued`] to judge: a token from before the pod's start is another pod's.
+
+use std::net::IpAddr;
+
+use aws_lc_rs::hmac;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+/// Bytes of a key.
+pub const KEY_LENGTH: usize = 32;
+/// The longest life of a token: six hours.
+pub const LONGEST_TTL_SECONDS: u64 = 21_600;
+
+const VERSION: u8 = 1;
+const HEADER_LENGTH: usize = 1 + 8 + 8;
+const MAC_LENGTH: usize = 32;
+
+/// The key that this node's tokens are made with.
+pub struct SessionKey(hmac::Key);
+
+/// When a valid token was issued: seconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Issued(pub u64);
+
+impl std::fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SessionKey(…)")
+    }
+}
+
+impl SessionKey {
+    /// The key made of these bytes.
+    #[must_use]
+    pub fn new(bytes: &[u8; KEY_LENGTH]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// A token for `address`, good for `ttl_seconds` from `now` (seconds since the Unix epoch).
+    #[must_use]
+    pub fn issue(&self, address: IpAddr, now: u64, ttl_seconds: u64) -> String {
+        let header = header(now, now + ttl_seconds);
+        let mac = hmac::sign(&self.0, &signed(&header, address));
+        URL_SAFE_NO_PAD.encode([&header[..], mac.as_ref()].concat())
+    }
+
+    /// When the token was issued, if it is ours, for `address`, and has not expired.
+    #[must_use]
+    pub fn verify(&self, token: &[u8], address: IpAddr, now: u64) -> Option<Issued> {
+        let mut bytes = [0; HEADER_LENGTH + MAC_LENGTH];
+        let length = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
+        let (header, mac) = bytes.get(..length)?.split_first_chunk::<HEADER_LENGTH>()?;
+        hmac::verify(&self.0, &signed(header, address), mac).ok()?;
+        let (version, times) = header.split_first()?;
+        let (issued, expires) = times.split_first_chunk()?;
+        let (issued, expires) = (u64::from_be_bytes(*issued), u64::from_be_bytes(expires.try_into().ok()?));
+        (*version == VERSION && now < expires).then_some(Issued(issued))
+    }
+}
+
+fn header(issued: u64, expires: u64) -> [u8; HEADER_LENGTH] {
+    let mut header = [VERSION; HEADER_LENGTH];
+    header[1..9].copy_from_slice(&issued.to_be_bytes());
+    header[9..].copy_from_slice(&expires.to_be_bytes());
+    header
+}
+
+fn signed(header: &[u8; HEADER_LENGTH], address: IpAddr) -> [u8; HEADER_LENGTH + 16] {
+    let mut signed = [0; HEADER_LENGTH + 16];
+    signed[..HEADER_LENGTH].copy_from_slice(header);
+    let address = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    signed[HEADER_LENGTH..].copy_from_slice(&address.octets());
+    signed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    #[test]
+    fn a_token_is_good_for_its_address_and_time_only() {
+        let key = SessionKey::new(&[7; KEY_LENGTH]);
+        let token = key.issue(A, 1000, 60);
+        assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+        assert_eq!(key.verify(token.as_bytes(), A, 1059), Some(Issued(1000)));
+        assert_eq!(key.verify(token.as_bytes(), A, 1060), None, "expired");
+        assert_eq!(key.verify(token.as_bytes(), B, 1000), None, "another pod's");
+        assert_eq!(SessionKey::new(&[8; KEY_LENGTH]).verify(token.as_bytes(), A, 1000), None, "another key's");
+    }
+
+    #[test]
+    fn every_changed_or_cut_token_is_refused() {
+        let key = SessionKey::new(&[7; KEY_LENGTH]);
+        let token = key.issue(A, 1000, 60);
+        for at in 0..token.len() {
+            let mut changed = token.clone().into_bytes();
+            changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+            assert_eq!(key.verify(&changed, A, 1000), None, "byte {at}");
+            assert_eq!(key.verify(&token.as_bytes()[..at], A, 1000), None, "cut at {at}");
+        }
+        assert_eq!(key.verify(format!("{token}AAAA").as_bytes(), A, 1000), None);
+    }
+}

@@ -1,0 +1,175 @@
+//! The guard: policy routing that lets only the node itself reach the metadata service.
+//!
+//! For each metadata address and family, before every rule but `local`'s:
+//!
+//! ```text
+//! 1:  iif lo to ADDR  lookup main
+//! 2:          to ADDR  prohibit
+//! ```
+//!
+//! Survives every flush of NAT rules, stops connections from before it, and leaves redirected packets
+//! alone, whose destination is the node's own address by then.
+
+use std::net::IpAddr;
+
+use futures::{TryStreamExt as _, future::BoxFuture};
+use netlink_packet_route::{
+    route::RouteProtocol,
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+use rtnetlink::{Handle, IpVersion};
+
+use super::{Firewall, FirewallError, METADATA};
+
+/// Below the preferences that CNI plugins use.
+const ALLOW_PREFERENCE: u32 = 1;
+const PROHIBIT_PREFERENCE: u32 = 2;
+/// Marks the rules as ours (`proto 169` in `ip rule`).
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(169);
+const MAIN_TABLE: u32 = 254;
+const LOOPBACK: &str = "lo";
+
+const EEXIST: i32 = 17;
+const EAFNOSUPPORT: i32 = 97;
+
+/// Routing rules that refuse pods the real metadata service.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Guard;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// The node itself goes on as ever.
+    Allow,
+    /// All others are refused.
+    Prohibit,
+}
+
+impl Guard {
+    async fn present(self) -> Result<bool, FirewallError> {
+        let handle = connect()?;
+        for family in [IpVersion::V4, IpVersion::V6] {
+            let Some(rules) = list(&handle, &family).await? else { continue };
+            for address in METADATA.into_iter().filter(|address| version(*address) == family) {
+                for rule in [Rule::Allow, Rule::Prohibit] {
+                    if !rules.iter().any(|message| is(message, rule, address)) {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    async fn install(self) -> Result<(), FirewallError> {
+        let handle = connect()?;
+        for address in METADATA {
+            // The node's own way first: it is never cut off, not even between the two.
+            for rule in [Rule::Allow, Rule::Prohibit] {
+                match add(&handle, rule, address).await {
+                    Ok(()) => {}
+                    Err(error) if is_errno(&error, EEXIST) => {}
+                    // No IPv6 on this node: nothing to guard.
+                    Err(error) if is_errno(&error, EAFNOSUPPORT) && address.is_ipv6() => break,
+                    Err(error) => return Err(netlink("added")(error)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(self) -> Result<(), FirewallError> {
+        let handle = connect()?;
+        for family in [IpVersion::V4, IpVersion::V6] {
+            let mut ours = list(&handle, &family).await?.unwrap_or_default();
+            ours.retain(|message| message.attributes.contains(&RuleAttribute::Protocol(PROTOCOL)));
+            // The refusal first, so that the node is never refused.
+            ours.sort_by_key(|message| message.header.action != RuleAction::Prohibit);
+            for message in ours {
+                handle.rule().del(message).execute().await.map_err(netlink("removed"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Firewall for Guard {
+    fn present(&self) -> BoxFuture<'_, Result<bool, FirewallError>> {
+        Box::pin(Self::present(*self))
+    }
+
+    fn install(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
+        Box::pin(Self::install(*self))
+    }
+
+    fn remove(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
+        Box::pin(Self::remove(*self))
+    }
+}
+
+/// A socket of its own each time: rules are looked at once a second, and an old socket may have lost its peer.
+fn connect() -> Result<Handle, FirewallError> {
+    let (connection, handle, _) = rtnetlink::new_connection()
+        .map_err(|error| FirewallError::Netlink { what: "looked at", error: error.to_string() })?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// The family's rules; `None` where the node does not have the family.
+async fn list(handle: &Handle, family: &IpVersion) -> Result<Option<Vec<RuleMessage>>, FirewallError> {
+    match handle.rule().get(family.clone()).execute().try_collect().await {
+        Ok(rules) => Ok(Some(rules)),
+        Err(error) if is_errno(&error, EAFNOSUPPORT) && *family == IpVersion::V6 => Ok(None),
+        Err(error) => Err(netlink("listed")(error)),
+    }
+}
+
+async fn add(handle: &Handle, rule: Rule, address: IpAddr) -> Result<(), rtnetlink::Error> {
+    let request = handle.rule().add();
+    let request = match rule {
+        Rule::Allow => request
+            .priority(ALLOW_PREFERENCE)
+            .input_interface(LOOPBACK)
+            .table_id(MAIN_TABLE)
+            .action(RuleAction::ToTable),
+        Rule::Prohibit => request.priority(PROHIBIT_PREFERENCE).table_id(0).action(RuleAction::Prohibit),
+    };
+    match address {
+        IpAddr::V4(address) => {
+            let mut request = request.v4().destination_prefix(address, 32);
+            request.message_mut().attributes.push(RuleAttribute::Protocol(PROTOCOL));
+            request.execute().await
+        }
+        IpAddr::V6(address) => {
+            let mut request = request.v6().destination_prefix(address, 128);
+            request.message_mut().attributes.push(RuleAttribute::Protocol(PROTOCOL));
+            request.execute().await
+        }
+    }
+}
+
+fn is(message: &RuleMessage, rule: Rule, address: IpAddr) -> bool {
+    let has = |attribute: RuleAttribute| message.attributes.contains(&attribute);
+    let whole = if address.is_ipv4() { 32 } else { 128 };
+    let (action, preference) = match rule {
+        Rule::Allow => (RuleAction::ToTable, ALLOW_PREFERENCE),
+        Rule::Prohibit => (RuleAction::Prohibit, PROHIBIT_PREFERENCE),
+    };
+    message.header.action == action
+        && message.header.dst_len == whole
+        && has(RuleAttribute::Priority(preference))
+        && has(RuleAttribute::Destination(address))
+        && has(RuleAttribute::Protocol(PROTOCOL))
+        && (rule == Rule::Prohibit || has(RuleAttribute::Iifname(LOOPBACK.to_owned())))
+}
+
+fn version(address: IpAddr) -> IpVersion {
+    if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
+}
+
+fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno)
+}
+
+fn netlink(what: &'static str) -> impl Fn(rtnetlink::Error) -> FirewallError {
+    move |error| FirewallError::Netlink { what, error: error.to_string() }
+}

@@ -1,0 +1,191 @@
+//! What Prometheus scrapes. Handles are resolved once; labels are bounded; no pod, role or address is one.
+
+use http::StatusCode;
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// The statuses that pods are answered with.
+const STATUSES: [StatusCode; 7] = [
+    StatusCode::OK,
+    StatusCode::BAD_REQUEST,
+    StatusCode::UNAUTHORIZED,
+    StatusCode::FORBIDDEN,
+    StatusCode::NOT_FOUND,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::SERVICE_UNAVAILABLE,
+];
+
+/// A kind of request, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// A session token.
+    Token,
+    /// The role's name.
+    RoleName,
+    /// A role's document.
+    RoleDocument,
+    /// Anything else.
+    Other,
+}
+
+const KINDS: [(RequestKind, &str); 4] = [
+    (RequestKind::Token, "token"),
+    (RequestKind::RoleName, "role_name"),
+    (RequestKind::RoleDocument, "role_document"),
+    (RequestKind::Other, "other"),
+];
+
+/// All metrics of the daemon.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// By kind and status, resolved.
+    requests: Vec<IntCounter>,
+    /// Connections closed because they did not come through the redirect.
+    pub direct_connections: IntCounter,
+    /// Connections that pods have open.
+    pub connections: IntGauge,
+    /// Requests from addresses that are no known pod's, by reason.
+    pub unidentified: IntCounterVec,
+    /// Requests with a session token that is not good for their address.
+    pub bad_session_tokens: IntCounter,
+    /// TokenRequests, by result.
+    pub token_requests: IntCounterVec,
+    /// Exchanges at STS, by result.
+    pub exchanges: IntCounterVec,
+    /// Seconds that an exchange at STS took.
+    pub exchange_seconds: Histogram,
+    /// Pods with a slot for credentials.
+    pub slots: IntGauge,
+    /// Pods of this node that are known.
+    pub pods: IntGauge,
+    /// Addresses that several pods claim.
+    pub disputed_addresses: IntGauge,
+    /// Objects whose form was not understood.
+    pub unreadable_objects: IntCounter,
+    /// Watches that broke, by resource.
+    pub watch_errors: IntCounterVec,
+    /// Namespaces whose service accounts are watched.
+    pub service_account_watches: IntGauge,
+    /// 1 for the way in which requests are intercepted.
+    pub intercept: IntGaugeVec,
+    /// Times that rules were found missing and put back, by part.
+    pub rules_restored: IntCounterVec,
+    /// 1 while ready.
+    pub ready: IntGauge,
+}
+
+impl Metrics {
+    /// The metrics, all at zero.
+    ///
+    /// # Errors
+    /// When two of them have one name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new_custom(Some("kube2irsa".to_owned()), None)?;
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let metric = IntCounter::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let requests = counters("requests_total", "Requests of pods, by kind and HTTP status.", &["kind", "status"])?;
+        let requests = KINDS
+            .iter()
+            .flat_map(|(_, kind)| STATUSES.map(|status| requests.with_label_values(&[kind, status.as_str()])))
+            .collect();
+        let exchange_seconds = Histogram::with_opts(
+            HistogramOpts::new("sts_exchange_duration_seconds", "Seconds that AssumeRoleWithWebIdentity took.")
+                .buckets(vec![0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5]),
+        )?;
+        registry.register(Box::new(exchange_seconds.clone()))?;
+        let intercept = IntGaugeVec::new(Opts::new("intercept_info", "1 for the way of interception."), &["backend"])?;
+        registry.register(Box::new(intercept.clone()))?;
+        let build = IntGaugeVec::new(Opts::new("build_info", "1 for the version that runs."), &["version"])?;
+        registry.register(Box::new(build.clone()))?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            requests,
+            direct_connections: counter(
+                "direct_connections_total",
+                "Connections closed because they did not come through the redirect.",
+            )?,
+            connections: gauge("connections", "Connections that pods have open.")?,
+            unidentified: counters(
+                "unidentified_requests_total",
+                "Requests from addresses that could not be told to be one pod's, by reason.",
+                &["reason"],
+            )?,
+            bad_session_tokens: counter(
+                "bad_session_tokens_total",
+                "Requests with a session token that is not good for their address.",
+            )?,
+            token_requests: counters(
+                "token_requests_total",
+                "TokenRequests to the API server, by result: ok, timeout, unreachable, mismatch or HTTP status.",
+                &["result"],
+            )?,
+            exchanges: counters(
+                "sts_exchanges_total",
+                "AssumeRoleWithWebIdentity calls, by result: ok, AWS's error code, Timeout or Unreachable.",
+                &["result"],
+            )?,
+            exchange_seconds,
+            slots: gauge("credential_slots", "Pods whose credentials are held or being fetched.")?,
+            pods: gauge("pods", "Pods of this node that are known.")?,
+            disputed_addresses: gauge(
+                "disputed_addresses",
+                "Addresses that several pods claim; nobody is served there.",
+            )?,
+            unreadable_objects: counter(
+                "unreadable_objects_total",
+                "Kubernetes objects whose form was not understood.",
+            )?,
+            watch_errors: counters("watch_errors_total", "Watches that broke, by resource.", &["resource"])?,
+            service_account_watches: gauge(
+                "service_account_watches",
+                "Namespaces whose service accounts are watched.",
+            )?,
+            intercept,
+            rules_restored: counters(
+                "rules_restored_total",
+                "Times that the guard or the redirect was found missing and put back.",
+                &["part"],
+            )?,
+            ready: gauge("ready", "1 while the daemon is ready.")?,
+            registry,
+        })
+    }
+
+    /// Counts an answered request.
+    pub fn answered(&self, kind: RequestKind, status: StatusCode) {
+        let status = STATUSES.iter().position(|known| *known == status);
+        let kind = KINDS.iter().position(|(known, _)| *known == kind);
+        if let (Some(kind), Some(status)) = (kind, status)
+            && let Some(counter) = self.requests.get(kind * STATUSES.len() + status)
+        {
+            counter.inc();
+        }
+    }
+
+    /// All metrics in Prometheus's text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be encoded.
+    pub fn text(&self) -> Result<(Vec<u8>, String), prometheus::Error> {
+        let encoder = TextEncoder::new();
+        let mut text = Vec::new();
+        encoder.encode(&self.registry.gather(), &mut text)?;
+        Ok((text, encoder.format_type().to_owned()))
+    }
+}

@@ -1,0 +1,57 @@
+//! Readiness: named conditions, all of which must hold.
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+/// What must hold before pods are sent our way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The guard stands and the redirect leads here.
+    Rules,
+    /// Pods and service accounts have been read.
+    Watches,
+    /// We are not about to stop.
+    Running,
+}
+
+impl Condition {
+    const ALL: [Self; 3] = [Self::Rules, Self::Watches, Self::Running];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rules => "rules",
+            Self::Watches => "watches",
+            Self::Running => "running",
+        }
+    }
+}
+
+/// Which conditions do not hold, and why. All hold to begin with but those that are told otherwise.
+#[derive(Debug, Default)]
+pub struct Readiness(Mutex<[Option<String>; Condition::ALL.len()]>);
+
+impl Readiness {
+    /// The condition holds.
+    pub fn holds(&self, condition: Condition) {
+        self.set(condition, None);
+    }
+
+    /// The condition does not hold, for this reason.
+    pub fn lacks(&self, condition: Condition, reason: impl fmt::Display) {
+        self.set(condition, Some(reason.to_string()));
+    }
+
+    /// Why we are not ready, one line a condition; empty when ready.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let missing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reasons = Condition::ALL.iter().zip(&*missing);
+        reasons.filter_map(|(condition, why)| Some(format!("{}: {}", condition.name(), why.as_ref()?))).collect()
+    }
+
+    fn set(&self, condition: Condition, reason: Option<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[condition as usize] = reason;
+    }
+}

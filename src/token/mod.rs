@@ -1,0 +1,215 @@
+//! A service account token for one pod, from the API server's TokenRequest.
+//!
+//! Owns what is asked for (one audience, bound to the pod's UID, ten minutes) and what is accepted: the
+//! answer's claims must name the pod that was asked for. The token lives in memory for one exchange.
+//!
+//! Source: [TokenRequest API](https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/).
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures::future::BoxFuture;
+use k8s_openapi::{
+    api::{
+        authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+        core::v1::ServiceAccount,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Api, Client, api::PostParams};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+
+use crate::identity::{NodeName, Pod, ServiceAccountUid};
+
+/// The shortest life that the API server gives; one exchange needs seconds of it.
+const LIFE_SECONDS: i64 = 600;
+const TIME_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The API server did not answer in time.
+    #[error("the API server did not answer the TokenRequest within {} s", TIME_LIMIT.as_secs())]
+    TimedOut,
+    /// The API server said no.
+    #[error("the API server refused the TokenRequest: {code} {reason}: {message}")]
+    Refused {
+        /// The HTTP status.
+        code: u16,
+        /// The machine-readable reason of the `Status` object.
+        reason: String,
+        /// The message of the `Status` object.
+        message: String,
+    },
+    /// The API server could not be reached, or its answer could not be read. The cause is not shown: it
+    /// may hold the answer.
+    #[error("the API server's answer to the TokenRequest could not be had")]
+    Unreachable,
+    /// The token is not for the pod that it was asked for. It is not used.
+    #[error("the API server's token is not what was asked for: its {0} differs")]
+    Mismatch(&'static str),
+}
+
+impl TokenError {
+    /// Whether asking again may help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::TimedOut | Self::Unreachable => true,
+            // RBAC and admission policies are mended without telling us, and 404, 409 and 400 mean that the
+            // pod or its account has changed: the watch will say so.
+            Self::Refused { code, .. } => *code == 429 || *code >= 500,
+            Self::Mismatch(_) => false,
+        }
+    }
+
+    /// As a metric's label.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::TimedOut => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Mismatch(_) => "mismatch",
+            Self::Refused { code, .. } => match code {
+                400 => "400",
+                401 => "401",
+                403 => "403",
+                404 => "404",
+                409 => "409",
+                422 => "422",
+                429 => "429",
+                500.. => "5xx",
+                _ => "other",
+            },
+        }
+    }
+}
+
+/// Gives service account tokens for pods.
+pub trait TokenSource: Send + Sync {
+    /// A token of the pod's service account, bound to the pod.
+    fn token<'a>(
+        &'a self,
+        pod: &'a Pod,
+        account: &'a ServiceAccountUid,
+    ) -> BoxFuture<'a, Result<SecretString, TokenError>>;
+}
+
+/// Tokens from the API server.
+pub struct ApiServer {
+    client: Client,
+    node: NodeName,
+    audience: String,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer").field("audience", &self.audience).finish_non_exhaustive()
+    }
+}
+
+impl ApiServer {
+    /// Tokens of `audience` for pods of `node`.
+    #[must_use]
+    pub fn new(client: Client, node: NodeName, audience: String) -> Self {
+        Self { client, node, audience }
+    }
+
+    async fn request(&self, pod: &Pod, account: &ServiceAccountUid) -> Result<SecretString, TokenError> {
+        let request = TokenRequest {
+            metadata: ObjectMeta { uid: Some(account.to_string()), ..ObjectMeta::default() },
+            spec: Some(TokenRequestSpec {
+                audiences: Some(vec![self.audience.clone()]),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: Some(pod.name.to_string()),
+                    uid: Some(pod.uid.to_string()),
+                }),
+                expiration_seconds: Some(LIFE_SECONDS),
+                ..TokenRequestSpec::default()
+            }),
+            status: None,
+        };
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), pod.namespace.as_str());
+        let params = PostParams::default();
+        let asked = accounts.create_token_request(pod.service_account.as_str(), &params, &request);
+        let answer = tokio::time::timeout(TIME_LIMIT, asked).await.map_err(|_elapsed| TokenError::TimedOut)?;
+        let answer = answer.map_err(|error| match error {
+            kube::Error::Api(status) => TokenError::Refused {
+                code: status.code,
+                reason: status.reason.clone(),
+                message: status.message.clone(),
+            },
+            _ => TokenError::Unreachable,
+        })?;
+        let token = SecretString::from(answer.status.and_then(|status| status.token).unwrap_or_default());
+        self.check(&token, pod, account)?;
+        Ok(token)
+    }
+
+    fn check(&self, token: &SecretString, pod: &Pod, account: &ServiceAccountUid) -> Result<(), TokenError> {
+        let claims = Claims::read(token.expose_secret()).ok_or(TokenError::Mismatch("form"))?;
+        let bound = claims.kubernetes;
+        let node = bound.node.is_none_or(|node| node.name == self.node.as_str());
+        for (claim, agrees) in [
+            ("audience", claims.aud == [self.audience.as_str()]),
+            ("namespace", bound.namespace == pod.namespace.as_str()),
+            ("service account", bound.serviceaccount.name == pod.service_account.as_str()),
+            ("service account UID", bound.serviceaccount.uid == account.as_str()),
+            ("pod", bound.pod.name == *pod.name),
+            ("pod UID", bound.pod.uid == pod.uid.as_str()),
+            ("node", node),
+        ] {
+            if !agrees {
+                return Err(TokenError::Mismatch(claim));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TokenSource for ApiServer {
+    fn token<'a>(
+        &'a self,
+        pod: &'a Pod,
+        account: &'a ServiceAccountUid,
+    ) -> BoxFuture<'a, Result<SecretString, TokenError>> {
+        Box::pin(self.request(pod, account))
+    }
+}
+
+/// What a bound service account token says; the signature is for STS to judge.
+#[derive(Deserialize)]
+struct Claims {
+    aud: Vec<String>,
+    #[serde(rename = "kubernetes.io")]
+    kubernetes: Bound,
+}
+
+#[derive(Deserialize)]
+struct Bound {
+    namespace: String,
+    node: Option<Node>,
+    pod: Object,
+    serviceaccount: Object,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    name: String,
+    uid: String,
+}
+
+impl Claims {
+    fn read(token: &str) -> Option<Self> {
+        let payload = token.split('.').nth(1)?;
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
+    }
+}
