@@ -201,12 +201,12 @@ impl Inner {
             [version, "api", "token"] if tree::is_version(version) => return page(StatusCode::FORBIDDEN),
             _ => {}
         }
-        if method == Method::OPTIONS || !matches!(*method, Method::GET | Method::HEAD) {
+        if !matches!(*method, Method::GET | Method::HEAD) {
             return not_allowed("GET, HEAD, OPTIONS");
         }
         let left = match self.session(headers) {
             Ok(left) => left,
-            Err(refused) => return refused,
+            Err(status) => return page(status),
         };
         let mut response = match self.tree.find(&place, path.ends_with('/')) {
             Found::Nothing => page(StatusCode::NOT_FOUND),
@@ -214,7 +214,7 @@ impl Inner {
             Found::Listing(text) => plain(text),
             Found::Leaf(leaf) => {
                 let credentials = (self.credentials)();
-                if leaf.is_secret() {
+                if leaf.is_secret() && method == Method::GET {
                     self.credential_requests.fetch_add(1, Ordering::Relaxed);
                 }
                 let mut response = plain(leaf.text(&credentials));
@@ -256,14 +256,14 @@ impl Inner {
     }
 
     /// What is left of the request's session, if it has one.
-    fn session(&self, headers: &HeaderMap) -> Result<Option<Duration>, Response<Body>> {
+    fn session(&self, headers: &HeaderMap) -> Result<Option<Duration>, StatusCode> {
         let Some(token) = headers.get(TOKEN) else {
             let required = self.tokens_required.load(Ordering::Relaxed);
-            return if required { Err(page(StatusCode::UNAUTHORIZED)) } else { Ok(None) };
+            return if required { Err(StatusCode::UNAUTHORIZED) } else { Ok(None) };
         };
         let ends = token.to_str().ok().and_then(|token| locked(&self.sessions).get(token).copied());
         let left = ends.and_then(|ends| ends.duration_since(clock::now()).ok()).filter(|left| !left.is_zero());
-        left.map(Some).ok_or_else(|| page(StatusCode::UNAUTHORIZED))
+        left.map(Some).ok_or(StatusCode::UNAUTHORIZED)
     }
 }
 

@@ -1,7 +1,6 @@
 //! How the sandbox's STS can be made to fail; the real one does each of these now and then.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicUsize, Ordering},
@@ -57,10 +56,37 @@ pub enum Which {
     EveryOther,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    fault: Fault,
+    which: Which,
+    /// The only action that it befalls, if there is one.
+    action: Option<&'static str>,
+    /// Of every other call: whether it is this one's turn.
+    due: bool,
+}
+
+impl Planned {
+    /// Whether the fault befalls the call that comes now.
+    fn strikes(&mut self) -> bool {
+        match &mut self.which {
+            Which::All => true,
+            Which::EveryOther => {
+                self.due = !self.due;
+                !self.due
+            }
+            Which::Next(left) => {
+                *left -= 1;
+                true
+            }
+        }
+    }
+}
+
 /// The dials. All act on calls that come after they are set.
 #[derive(Debug)]
 pub struct Faults {
-    planned: Mutex<VecDeque<(Fault, Which, bool)>>,
+    planned: Mutex<Vec<Planned>>,
     latency: Mutex<Duration>,
     skew: AtomicI64,
     stalled: watch::Sender<bool>,
@@ -82,9 +108,14 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// Plans a fault; faults planned earlier come first.
+    /// Plans a fault of any call; faults planned earlier come first.
     pub fn fail(&self, fault: Fault, which: Which) {
-        locked(&self.planned).push_back((fault, which, true));
+        locked(&self.planned).push(Planned { fault, which, action: None, due: true });
+    }
+
+    /// Plans a fault of calls of one action; the others neither suffer nor count.
+    pub fn fail_action(&self, action: &'static str, fault: Fault, which: Which) {
+        locked(&self.planned).push(Planned { fault, which, action: Some(action), due: true });
     }
 
     /// Takes back every planned fault, latency, skew, stall and gate.
@@ -127,26 +158,11 @@ impl Faults {
         self.held.load(Ordering::Relaxed)
     }
 
-    pub(super) fn next(&self) -> Option<Fault> {
+    pub(super) fn next(&self, action: &str) -> Option<Fault> {
         let mut planned = locked(&self.planned);
-        let (fault, which, due) = planned.front_mut()?;
-        let fault = *fault;
-        match which {
-            Which::All => Some(fault),
-            Which::EveryOther => {
-                *due = !*due;
-                (!*due).then_some(fault)
-            }
-            Which::Next(0) => {
-                planned.pop_front();
-                drop(planned);
-                self.next()
-            }
-            Which::Next(left) => {
-                *left -= 1;
-                Some(fault)
-            }
-        }
+        planned.retain(|planned| planned.which != Which::Next(0));
+        let next = planned.iter_mut().find(|planned| planned.action.is_none_or(|only| only == action))?;
+        next.strikes().then_some(next.fault)
     }
 
     pub(super) fn now(&self) -> SystemTime {
@@ -198,10 +214,12 @@ mod tests {
         let faults = Faults::default();
         faults.fail(Fault::Throttling, Which::Next(2));
         faults.fail(Fault::InternalFailure, Which::EveryOther);
-        let seen: Vec<_> = (0..6).map(|_| faults.next()).collect();
+        let seen: Vec<_> = (0..6).map(|_| faults.next("A")).collect();
         let (throttled, failed) = (Some(Fault::Throttling), Some(Fault::InternalFailure));
         assert_eq!(seen, [throttled, throttled, failed, None, failed, None]);
         faults.clear();
-        assert_eq!(faults.next(), None);
+        assert_eq!(faults.next("A"), None);
+        faults.fail_action("A", Fault::Cut, Which::Next(1));
+        assert_eq!([faults.next("B"), faults.next("A"), faults.next("A")], [None, Some(Fault::Cut), None]);
     }
 }

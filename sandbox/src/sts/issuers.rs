@@ -138,17 +138,20 @@ impl Issuers {
 }
 
 fn unreachable(error: &(dyn Error + 'static)) -> Refusal {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = inner.and_then(|inner| inner.downcast_ref()).or_else(|| error.downcast_ref());
-        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
-            let message = "OpenIDConnect provider's HTTPS certificate doesn't match configured thumbprint";
-            return Refusal::identity_token(message);
-        }
-        cause = error.source();
+    if is_distrust(error) {
+        let message = "OpenIDConnect provider's HTTPS certificate doesn't match configured thumbprint";
+        return Refusal::identity_token(message);
     }
     out_of_reach()
+}
+
+fn is_distrust(error: &(dyn Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // An I/O error's source is not what it wraps, but that one's source.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    wrapped.is_some_and(|wrapped| is_distrust(wrapped)) || error.source().is_some_and(is_distrust)
 }
 
 /// The text has two spaces in the middle: that is how STS sends it.

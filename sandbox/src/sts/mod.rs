@@ -125,7 +125,7 @@ impl Sts {
         let body = body.to_bytes();
         let parameters = Parameters::of(&parts, &body);
         sts.faults.delay().await;
-        let fault = sts.faults.next();
+        let fault = sts.faults.next(parameters.get("Action").unwrap_or_default());
         let answer = match fault.and_then(Fault::refusal) {
             Some(refusal) => Answer::Refused(refusal),
             None => sts.answer(&parts, &body, &parameters).await,

@@ -22,9 +22,16 @@ pub(super) struct TrustPolicy {
 #[derive(Clone, Debug)]
 struct Statement {
     denies: bool,
-    federated: Vec<String>,
+    principals: Principals,
     actions: Vec<String>,
     conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Principals {
+    /// `*`: a Deny is for web identities too; an Allow is for AWS principals, and a web identity is none.
+    everyone: bool,
+    federated: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -123,13 +130,36 @@ impl Statement {
             return Err(malformed("AssumeRole policy may only specify STS AssumeRole actions."));
         }
         let principal = object.get("Principal").ok_or_else(|| malformed("Missing required field Principal"))?;
-        Ok(Self { denies, federated: federated(principal)?, actions, conditions: conditions(object.get("Condition"))? })
+        Ok(Self {
+            denies,
+            principals: Principals::parse(principal)?,
+            actions,
+            conditions: conditions(object.get("Condition"))?,
+        })
     }
 
     fn applies(&self, action: &str, provider: &str, context: &Context) -> bool {
-        self.federated.iter().any(|principal| principal == provider)
+        let named = self.principals.federated.iter().any(|principal| principal == provider);
+        (named || (self.denies && self.principals.everyone))
             && self.actions.iter().any(|pattern| like(&pattern.to_lowercase(), &action.to_lowercase()))
             && self.conditions.iter().all(|condition| condition.holds(context))
+    }
+}
+
+impl Principals {
+    fn parse(principal: &Value) -> Result<Self, IamError> {
+        let kinds = match principal {
+            Value::String(all) if all == "*" => return Ok(Self { everyone: true, federated: Vec::new() }),
+            Value::Object(kinds) if !kinds.is_empty() => kinds,
+            _ => return Err(malformed("Invalid principal in policy")),
+        };
+        only(kinds, &["AWS", "Service", "Federated"])?;
+        let named = |kind| kinds.get(kind).map(strings).transpose().map(Option::unwrap_or_default);
+        let federated = named("Federated")?;
+        if federated.iter().any(|name| !name.starts_with("arn:") && !name.contains('.')) {
+            return Err(malformed("Federated principals must be valid domain names or SAML metadata ARNs"));
+        }
+        Ok(Self { everyone: named("AWS")?.iter().any(|name| name == "*"), federated })
     }
 }
 
@@ -178,21 +208,6 @@ impl Operator {
             Test::Like => like(wanted, value),
         }
     }
-}
-
-fn federated(principal: &Value) -> Result<Vec<String>, IamError> {
-    let kinds = match principal {
-        // Everyone, which for IAM means every AWS principal: a web identity is none.
-        Value::String(all) if all == "*" => return Ok(Vec::new()),
-        Value::Object(kinds) if !kinds.is_empty() => kinds,
-        _ => return Err(malformed("Invalid principal in policy")),
-    };
-    only(kinds, &["AWS", "Service", "Federated"])?;
-    let federated = kinds.get("Federated").map(strings).transpose()?.unwrap_or_default();
-    if federated.iter().any(|name| !name.starts_with("arn:") && !name.contains('.')) {
-        return Err(malformed("Federated principals must be valid domain names or SAML metadata ARNs"));
-    }
-    Ok(federated)
 }
 
 fn conditions(block: Option<&Value>) -> Result<Vec<Condition>, IamError> {

@@ -118,15 +118,24 @@ fn a_deny_wins_whatever_its_place() {
 }
 
 #[test]
+fn a_deny_for_everyone_is_for_web_identities_too() {
+    for everyone in [json!("*"), json!({ "AWS": "*" })] {
+        let mut document = policy(json!({}));
+        let allow = document["Statement"][0].clone();
+        document["Statement"] = json!([allow, { "Effect": "Deny", "Principal": everyone, "Action": ACTION }]);
+        assert!(!allows(&document, "a"));
+        document["Statement"] = json!([{ "Effect": "Allow", "Principal": everyone, "Action": ACTION }]);
+        assert!(!allows(&document, "a"), "an allow for every AWS principal is not one for a web identity");
+    }
+}
+
+#[test]
 fn another_provider_or_another_action_is_not_trusted() {
     let policy = TrustPolicy::parse(&policy(json!({}))).unwrap();
     let context = context("a", &["sts.amazonaws.com"]);
     assert!(policy.allows(ACTION, PROVIDER, &context));
     assert!(!policy.allows(ACTION, "arn:aws:iam::444455556666:oidc-provider/oidc.example/id/1", &context));
     assert!(!policy.allows("sts:AssumeRole", PROVIDER, &context));
-    let everyone =
-        json!({ "Version": "2012-10-17", "Statement": { "Effect": "Allow", "Principal": "*", "Action": "*" } });
-    assert!(!TrustPolicy::parse(&everyone).unwrap().allows(ACTION, PROVIDER, &context));
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Parameters {
 pub(super) struct Constraints(Vec<String>);
 
 impl Constraints {
-    /// A string that must be there, of `length` UTF-16 units, of the `pattern`'s characters.
+    /// A string that must be there, of so many characters, which the pattern accepts.
     pub(super) fn string<'a>(
         &mut self,
         name: &str,

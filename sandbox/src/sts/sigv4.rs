@@ -319,7 +319,8 @@ fn basic(time: SystemTime) -> String {
 }
 
 fn parse_basic(text: &str) -> Option<SystemTime> {
-    let digits = |range: std::ops::Range<usize>| text.get(range).filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+    let digits =
+        |range: std::ops::Range<usize>| text.get(range).filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
     let (date, time) = (digits(0..8)?, digits(9..15)?);
     if text.len() != 16 || text.get(8..9)? != "T" || text.get(15..)? != "Z" {
         return None;

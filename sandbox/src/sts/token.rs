@@ -211,7 +211,7 @@ fn strings(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "RFC 7519 allows fractions; whole seconds are compared")]
+/// RFC 7519 allows fractions; whole seconds are compared.
 fn seconds(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds as i64))
 }
