@@ -5,5 +5,8 @@
 //! compiled into the daemon.
 
 pub mod ca;
+pub mod clock;
 pub mod http;
+pub mod imds;
 pub mod issuer;
+pub mod sts;

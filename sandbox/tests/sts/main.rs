@@ -1,0 +1,8 @@
+//! The sandbox's STS, asked over real TLS by the unmodified AWS SDK, and by hand where AWS says no.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod caller_identity;
+mod faults;
+mod issuer;
+mod web_identity;
+mod world;
