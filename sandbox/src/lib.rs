@@ -7,3 +7,5 @@
 pub mod ca;
 pub mod http;
 pub mod issuer;
+pub mod network;
+pub mod packages;
