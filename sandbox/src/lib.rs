@@ -9,4 +9,6 @@ pub mod clock;
 pub mod http;
 pub mod imds;
 pub mod issuer;
+pub mod network;
+pub mod packages;
 pub mod sts;
