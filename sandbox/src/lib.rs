@@ -5,5 +5,7 @@
 //! compiled into the daemon.
 
 pub mod ca;
+pub mod clock;
 pub mod http;
 pub mod issuer;
+pub mod kubernetes;
