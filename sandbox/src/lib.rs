@@ -9,6 +9,7 @@ pub mod clock;
 pub mod http;
 pub mod imds;
 pub mod issuer;
+pub mod kubernetes;
 pub mod network;
 pub mod packages;
 pub mod sts;

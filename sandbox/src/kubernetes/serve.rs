@@ -1,0 +1,202 @@
+//! From a request to its answer: who asks, what went wrong on purpose, who may, what is served.
+
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::{
+    Kubernetes, RecordedRequest,
+    accept::Form,
+    list,
+    options::{ListOptions, Query, parse_version},
+    request::RequestInfo,
+    resource::Resource,
+    status::{Status, json_response, typed_response},
+    store::Key,
+    watch,
+};
+use crate::{
+    http::Body,
+    issuer::{DISCOVERY_PATH, JWKS_PATH},
+};
+
+/// The API server's own limit of a request's body.
+const MAX_BODY: usize = 3 * 1024 * 1024;
+
+/// What a path leads to.
+enum Endpoint {
+    Collection(Resource),
+    Object(Resource, String),
+    Token(String),
+}
+
+impl Kubernetes {
+    /// Answers one request. To be called from within a tokio runtime.
+    pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let query = Query::parse(request.uri().query());
+        let info = RequestInfo::new(request.method(), request.uri().path(), &query);
+        let mut record = RecordedRequest {
+            verb: info.verb.clone(),
+            resource: info.qualified(),
+            path: info.path.clone(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            user: String::new(),
+        };
+        let access = &self.inner.access;
+        let user = access.authenticate(request.headers(), &self.inner.issuer, &self.inner.store);
+        if let Ok(user) = &user {
+            record.user.clone_from(&user.name);
+        }
+        self.record(&record);
+        let user = match user {
+            Ok(user) => user,
+            Err(status) => return status.response(),
+        };
+        if let Some(response) = self.inner.faults.strike(&record.verb, &record.resource).await {
+            return response;
+        }
+        if let Err(status) = access.authorize(&user, request.headers(), &info) {
+            return status.response();
+        }
+        let served = match info.is_resource {
+            true => self.resource(request, &info, &query, record).await,
+            false => Ok(self.path(request.method(), &info.path)),
+        };
+        served.unwrap_or_else(|status| status.response())
+    }
+
+    fn path(&self, method: &Method, path: &str) -> Response<Body> {
+        let document = |content_type, document: serde_json::Value| {
+            typed_response(StatusCode::OK, content_type, document.to_string())
+        };
+        match (method, path) {
+            (&Method::GET, DISCOVERY_PATH) => document("application/json", self.inner.issuer.discovery()),
+            (&Method::GET, JWKS_PATH) => document("application/jwk-set+json", self.inner.issuer.jwks()),
+            (&Method::GET, "/version") => document("application/json", version()),
+            (&Method::GET, "/healthz" | "/livez" | "/readyz") => {
+                typed_response(StatusCode::OK, "text/plain; charset=utf-8", "ok".to_owned())
+            }
+            _ => not_found(),
+        }
+    }
+
+    async fn resource(
+        &self,
+        request: Request<Incoming>,
+        info: &RequestInfo,
+        query: &Query,
+        record: RecordedRequest,
+    ) -> Result<Response<Body>, Status> {
+        if !info.group.is_empty() || !info.path.starts_with("/api/v1/") {
+            return Ok(not_found());
+        }
+        let endpoint = Endpoint::of(info)?;
+        let served = if matches!(endpoint, Endpoint::Token(_)) { Method::POST } else { Method::GET };
+        if request.method() != served {
+            return Err(Status::method_not_allowed());
+        }
+        let form = Form::negotiate(request.headers())?;
+        match endpoint {
+            Endpoint::Collection(resource) => {
+                let namespace = if info.in_namespace { info.namespace.as_str() } else { "" };
+                self.collection(resource, namespace, query, form, record).await
+            }
+            Endpoint::Object(resource, name) => {
+                let key = Key::new(resource, &info.namespace, &name);
+                self.object(&key, query.get("resourceVersion").unwrap_or_default(), form).await
+            }
+            Endpoint::Token(name) => self.token(&info.namespace, &name, request).await,
+        }
+    }
+
+    async fn collection(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        query: &Query,
+        form: Form,
+        record: RecordedRequest,
+    ) -> Result<Response<Body>, Status> {
+        let options = ListOptions::decode(resource, query)?;
+        let (store, faults) = (&self.inner.store, &self.inner.faults);
+        if options.watch {
+            let guard = self.open_watch(record);
+            return watch::watch(store.clone(), faults, resource, namespace.to_owned(), options, form, guard).await;
+        }
+        let list = list::list(store, resource, namespace, &options, faults.lagging(), form).await?;
+        Ok(json_response(StatusCode::OK, &list))
+    }
+
+    async fn object(&self, key: &Key, version: &str, form: Form) -> Result<Response<Body>, Status> {
+        let store = &self.inner.store;
+        let wanted = parse_version(version).map_err(Status::unclassified)?;
+        store.reached(wanted).await.map_err(|now| Status::too_large_resource_version(wanted, now))?;
+        // Any state will do at version 0, also that of a cache that lags.
+        let lagging = self.inner.faults.lagging().filter(|_| version == "0");
+        let snapshot = lagging.and_then(|revision| store.snapshot(key.resource, Some(revision)).ok());
+        let object = match snapshot {
+            Some(snapshot) => snapshot.objects.get(key).cloned(),
+            None => store.get(key),
+        };
+        let object = object.ok_or_else(|| Status::not_found(key.resource.name(), &key.name))?;
+        Ok(json_response(StatusCode::OK, &form.object(key.resource, &object)?))
+    }
+
+    async fn token(&self, namespace: &str, name: &str, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+        if !is_json(request.headers()) {
+            return Err(Status::unsupported_media_type());
+        }
+        let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+        let body = body.map_err(|error| Status::bad_request(error.to_string()))?.to_bytes();
+        let answer = self.create_token(namespace, name, &body, true)?;
+        Ok(json_response(StatusCode::CREATED, &answer))
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    fn of(info: &RequestInfo) -> Result<Self, Status> {
+        let resource = Resource::from_name(&info.resource).ok_or_else(Status::no_such_resource)?;
+        if info.in_namespace && !resource.namespaced() {
+            return Err(Status::no_such_resource());
+        }
+        let parts = info.parts.iter().map(String::as_str).collect::<Vec<_>>();
+        match (parts.as_slice(), resource) {
+            ([_], resource) => Ok(Self::Collection(resource)),
+            ([_, name], resource) if info.in_namespace || !resource.namespaced() => {
+                Ok(Self::Object(resource, (*name).to_owned()))
+            }
+            ([_, name, "token"], Resource::ServiceAccounts) if info.in_namespace => Ok(Self::Token((*name).to_owned())),
+            _ => Err(Status::no_such_resource()),
+        }
+    }
+}
+
+/// Absent means JSON.
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_none_or(|value| {
+        let media_type = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        media_type.eq_ignore_ascii_case("application/json")
+    })
+}
+
+/// A path that no API is at.
+fn not_found() -> Response<Body> {
+    typed_response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".to_owned())
+}
+
+fn version() -> serde_json::Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "gitVersion": "v1.36.0-sandbox",
+        "gitCommit": "",
+        "gitTreeState": "",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "",
+        "platform": "",
+    })
+}
