@@ -16,6 +16,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run on a node: intercept, identify, exchange, serve.
+    #[command(args_override_self = true)]
     Run(Box<RunArgs>),
     /// The rules that a run puts on the node.
     Rules {

@@ -48,7 +48,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
     let runtime = runtime::Builder::new_multi_thread().worker_threads(config.worker_threads).enable_all().build()?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let stop = async {
             tokio::select! {
@@ -62,7 +62,10 @@ fn run(config: Config) -> anyhow::Result<()> {
             () = stop.as_mut() => return Ok(()),
         };
         bound.run(stop).await
-    })
+    });
+    // A name that is still being resolved would hold up the end.
+    runtime.shutdown_background();
+    done
 }
 
 fn remove_rules() -> anyhow::Result<()> {

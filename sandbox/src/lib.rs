@@ -5,11 +5,14 @@
 //! compiled into the daemon.
 
 pub mod ca;
+pub mod client;
 pub mod clock;
+pub mod cloud;
 pub mod http;
 pub mod imds;
 pub mod issuer;
 pub mod kubernetes;
 pub mod network;
 pub mod packages;
+pub mod sandbox;
 pub mod sts;

@@ -1,1 +1,100 @@
-fn main() {}
+//! The sandbox's binary: shows, in a cluster of one node made of network namespaces, what a pod gets
+//! without kube2irsa and with it; or runs a command in a pod.
+
+mod show;
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use sandbox::{client, network::PodNetwork};
+
+/// Tries kube2irsa in a cluster of one node, made of network namespaces on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "sandbox", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    /// The daemon's binary. Absent: built from this checkout.
+    #[arg(long, value_name = "FILE")]
+    daemon: Option<PathBuf>,
+
+    /// How pods are connected to the node.
+    #[arg(long, value_enum, default_value = "routed")]
+    pod_network: Shape,
+
+    /// Show the daemon's log.
+    #[arg(long)]
+    log: bool,
+
+    #[command(subcommand)]
+    command: Option<Internal>,
+
+    /// A command to run in a pod with a role, instead of the demonstration.
+    #[arg(last = true, value_name = "COMMAND")]
+    in_pod: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shape {
+    /// A link without address and a host route for each pod, as Calico and the VPC CNI do.
+    Routed,
+    /// One bridge for all pods.
+    Bridge,
+}
+
+#[derive(Debug, Subcommand)]
+enum Internal {
+    /// The AWS SDK for Rust, asked once: what runs in a pod if no command is given.
+    #[command(hide = true)]
+    Client,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // Nothing better can be done about a closed standard error.
+            let _ = writeln!(std::io::stderr(), "sandbox: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if let Some(Internal::Client) = cli.command {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let report = runtime.block_on(client::report());
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
+        return Ok(if report.arn.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    sandbox::packages::require_root()?;
+    let shape = match cli.pod_network {
+        Shape::Routed => PodNetwork::Routed,
+        Shape::Bridge => PodNetwork::Bridge,
+    };
+    let daemon = match &cli.daemon {
+        Some(daemon) => daemon.canonicalize().with_context(|| format!("--daemon {}", daemon.display()))?,
+        None => build_daemon()?,
+    };
+    show::Show::new(shape, daemon, cli.log)?.run(&cli.in_pod)
+}
+
+/// Builds the daemon from the checkout that this binary was built from, with cargo's own progress.
+fn build_daemon() -> anyhow::Result<PathBuf> {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the checkout is gone")?;
+    let target = std::env::current_exe()?.parent().context("the target folder is gone")?.to_owned();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.current_dir(package).args(["build", "--locked", "--bin", "kube2irsa"]);
+    if target.ends_with("release") {
+        build.arg("--release");
+    }
+    if !build.status().context("cargo cannot be started; name a daemon with --daemon")?.success() {
+        bail!("the daemon could not be built");
+    }
+    Ok(target.join("kube2irsa"))
+}

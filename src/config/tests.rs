@@ -18,7 +18,7 @@ fn errors(flags: &[&str]) -> Vec<String> {
 
 fn file(name: &str, text: &str) -> String {
     let path = std::env::temp_dir().join(format!("kube2irsa-config-{}-{name}", std::process::id()));
-    std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+    fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
     path.to_str().unwrap().to_owned()
 }
 

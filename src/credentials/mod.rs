@@ -48,8 +48,8 @@ pub fn session_name(pod: &Pod) -> String {
 /// What a slot offers to its readers.
 #[derive(Debug)]
 enum View {
-    /// Nothing yet.
-    Pending,
+    /// Nothing yet; the last fetch met this.
+    Pending(Option<Failure>),
     /// This, until it expires.
     Document(Arc<Document>),
     /// A failure that is remembered until then.
@@ -122,7 +122,7 @@ impl Store {
         slot.last_read.store((now.monotonic - self.made).as_secs(), Ordering::Relaxed);
         match &**slot.view.load() {
             View::Document(document) => document.body(now),
-            View::Pending | View::Failed(..) | View::Gone => None,
+            View::Pending(_) | View::Failed(..) | View::Gone => None,
         }
     }
 
@@ -143,8 +143,8 @@ impl Store {
                     self.want(&slot);
                     return Outcome::Failed(Failure::Permanent);
                 }
-                View::Failed(Failure::Transient, _) => Outcome::Failed(Failure::Transient),
-                View::Document(_) | View::Pending | View::Failed(..) => Outcome::Pending,
+                View::Failed(failure, _) | View::Pending(Some(failure)) => Outcome::Failed(*failure),
+                View::Document(_) | View::Pending(None) => Outcome::Pending,
                 View::Gone => return Outcome::Gone,
             };
             self.want(&slot);
@@ -216,7 +216,7 @@ impl Slot {
     fn new(grant: &Arc<Grant>) -> Arc<Self> {
         Arc::new(Self {
             grant: Arc::clone(grant),
-            view: ArcSwap::from_pointee(View::Pending),
+            view: ArcSwap::from_pointee(View::Pending(None)),
             changed: watch::Sender::new(()),
             wanted: AtomicBool::new(false),
             last_read: AtomicU64::new(0),

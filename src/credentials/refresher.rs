@@ -169,7 +169,8 @@ impl Refresher {
     fn publish(&mut self, key: Key) {
         let Some(Tracked { slot, state }) = self.slots.get(&key) else { return };
         match state {
-            State::Empty | State::Fetching { .. } => slot.publish_if_new(View::Pending),
+            State::Empty => slot.publish_if_new(View::Pending(None)),
+            State::Fetching { after, .. } => slot.publish_if_new(View::Pending(*after)),
             State::Fresh { document, .. } | State::Renewing { document, .. } => {
                 slot.publish_if_new(View::Document(Arc::clone(document)));
             }
@@ -215,7 +216,7 @@ fn key(slot: &Arc<Slot>) -> Key {
 impl Slot {
     fn publish_if_new(&self, view: View) {
         let same = match (&**self.view.load(), &view) {
-            (View::Pending, View::Pending) => true,
+            (View::Pending(old), View::Pending(new)) => old == new,
             (View::Document(old), View::Document(new)) => Arc::ptr_eq(old, new),
             (View::Failed(old, old_until), View::Failed(new, until)) => old == new && old_until == until,
             // What the store has given up stays so.

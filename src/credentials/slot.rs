@@ -34,6 +34,8 @@ pub enum State {
     Empty,
     /// The first fetch, or one after failures, is in flight.
     Fetching {
+        /// What the last one met.
+        after: Option<Failure>,
         /// Failures in a row.
         failures: u32,
     },
@@ -104,12 +106,12 @@ impl State {
         match (self, event) {
             (Self::Gone, _) | (_, Event::Retired) => (Self::Gone, Step::Rest),
 
-            (Self::Empty, Event::Wanted) => (Self::Fetching { failures: 0 }, Step::Fetch),
+            (Self::Empty, Event::Wanted) => (Self::Fetching { after: None, failures: 0 }, Step::Fetch),
             (Self::Fresh { document, failures, .. }, Event::Wanted) if document.expires().passed(now) => {
-                (Self::Fetching { failures }, Step::Fetch)
+                (Self::Fetching { after: None, failures }, Step::Fetch)
             }
-            (Self::Failed { until, failures, .. }, Event::Wanted) if until <= now.monotonic => {
-                (Self::Fetching { failures }, Step::Fetch)
+            (Self::Failed { failure, until, failures, .. }, Event::Wanted) if until <= now.monotonic => {
+                (Self::Fetching { after: Some(failure), failures }, Step::Fetch)
             }
             (Self::Failed { failure, until, failures, .. }, Event::Wanted) => {
                 (Self::Failed { failure, until, failures, wanted: true }, Step::Wake(until))
@@ -119,8 +121,8 @@ impl State {
             (Self::Fresh { document, due, failures }, Event::Due { idle: false }) if due <= now.monotonic => {
                 (Self::Renewing { document, failures }, Step::Fetch)
             }
-            (Self::Failed { until, failures, wanted: true, .. }, Event::Due { .. }) if until <= now.monotonic => {
-                (Self::Fetching { failures }, Step::Fetch)
+            (Self::Failed { failure, until, failures, wanted: true }, Event::Due { .. }) if until <= now.monotonic => {
+                (Self::Fetching { after: Some(failure), failures }, Step::Fetch)
             }
 
             (Self::Fetching { .. } | Self::Renewing { .. }, Event::Fetched(document)) => {
@@ -134,7 +136,7 @@ impl State {
                 let due = now.monotonic + pause.min(document.expires().left(now));
                 (Self::Fresh { document, due, failures: failures.saturating_add(1) }, Step::Wake(due))
             }
-            (Self::Fetching { failures } | Self::Renewing { failures, .. }, Event::Refused(failure)) => {
+            (Self::Fetching { failures, .. } | Self::Renewing { failures, .. }, Event::Refused(failure)) => {
                 let limits = match failure {
                     Failure::Transient => TRANSIENT,
                     Failure::Permanent => PERMANENT,

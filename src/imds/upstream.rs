@@ -1,9 +1,9 @@
 //! The real metadata service, asked for ourselves: through a session of our own, never for a pod.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header::HOST};
+use http::{Method, Request, StatusCode, Uri, header::HOST, uri::Authority};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -50,27 +50,35 @@ pub async fn region(endpoint: &Uri) -> Result<String, UpstreamError> {
 }
 
 async fn ask_region(endpoint: &Uri) -> Result<String, UpstreamError> {
+    let token = ask(endpoint, Method::PUT, "/latest/api/token", ("x-aws-ec2-metadata-token-ttl-seconds", "60")).await?;
+    let region = ask(endpoint, Method::GET, REGION, ("x-aws-ec2-metadata-token", token.trim())).await?;
+    let plausible = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if !region.is_empty() && region.bytes().all(plausible) {
+        Ok(region)
+    } else {
+        Err(UpstreamError::Unreadable { path: REGION })
+    }
+}
+
+/// One request on a connection of its own: the service may close after each.
+async fn ask(
+    endpoint: &Uri,
+    method: Method,
+    path: &'static str,
+    (name, value): (&str, &str),
+) -> Result<String, UpstreamError> {
+    let unreadable = || UpstreamError::Unreadable { path };
     let host = endpoint.host().unwrap_or_default().trim_matches(['[', ']']);
-    let address: Option<SocketAddr> = tokio::net::lookup_host((host, endpoint.port_u16().unwrap_or(80))).await?.next();
-    let address = address.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(TcpStream::connect(address).await?)).await?;
+    let stream = TcpStream::connect((host, endpoint.port_u16().unwrap_or(80))).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let authority = endpoint.authority().map_or_else(|| host.to_owned(), ToString::to_string);
-    let mut ask = async |method: Method, path: &'static str, header: (&str, &str)| {
-        let request = Request::builder().method(method).uri(path).header(HOST, &authority).header(header.0, header.1);
-        let request = request.body(Empty::<Bytes>::new()).map_err(|_| UpstreamError::Unreadable { path })?;
-        let response = sender.send_request(request).await?;
-        if response.status() != StatusCode::OK {
-            return Err(UpstreamError::Refused { path, status: response.status() });
-        }
-        let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
-        let body = body.map_err(|_| UpstreamError::Unreadable { path })?.to_bytes();
-        String::from_utf8(body.into()).map_err(|_| UpstreamError::Unreadable { path })
-    };
-    let token = ask(Method::PUT, "/latest/api/token", ("x-aws-ec2-metadata-token-ttl-seconds", "60")).await?;
-    let region = ask(Method::GET, REGION, ("x-aws-ec2-metadata-token", token.trim())).await?;
+    let authority = endpoint.authority().map_or(host, Authority::as_str);
+    let request = Request::builder().method(method).uri(path).header(HOST, authority).header(name, value);
+    let response = sender.send_request(request.body(Empty::<Bytes>::new()).map_err(|_| unreadable())?).await?;
+    if response.status() != StatusCode::OK {
+        return Err(UpstreamError::Refused { path, status: response.status() });
+    }
+    let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await.map_err(|_| unreadable())?;
     connection.abort();
-    let plausible =
-        !region.is_empty() && region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if plausible { Ok(region) } else { Err(UpstreamError::Unreadable { path: REGION }) }
+    String::from_utf8(body.to_bytes().into()).map_err(|_| unreadable())
 }

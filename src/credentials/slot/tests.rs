@@ -23,7 +23,7 @@ fn document(now: Now, life: u64) -> Arc<Document> {
 }
 
 fn fresh(now: Now, life: u64, chance: f64) -> (State, Instant) {
-    match (State::Fetching { failures: 0 }).step(Event::Fetched(document(now, life)), now, chance) {
+    match (State::Fetching { after: None, failures: 0 }).step(Event::Fetched(document(now, life)), now, chance) {
         (state @ State::Fresh { .. }, Step::Wake(due)) => (state, due),
         other => panic!("{other:?}"),
     }
@@ -76,7 +76,8 @@ fn a_failed_renewal_leaves_the_old_document_until_its_end() {
 #[test]
 fn a_remembered_failure_is_tried_again_only_when_its_time_has_come_and_somebody_asks() {
     let now = start();
-    let (state, step) = (State::Fetching { failures: 3 }).step(Event::Refused(Failure::Permanent), now, 0.0);
+    let (state, step) =
+        (State::Fetching { after: None, failures: 3 }).step(Event::Refused(Failure::Permanent), now, 0.0);
     assert_eq!(step, Step::Rest);
     let (asked, step) = state.clone().step(Event::Wanted, after(now, 1.0), 0.0);
     assert_eq!(step, Step::Wake(now.monotonic + Duration::from_secs(4)));
@@ -90,7 +91,7 @@ fn a_remembered_failure_is_tried_again_only_when_its_time_has_come_and_somebody_
 fn failures_are_remembered_for_growing_times_up_to_a_limit() {
     let until = |failure, failures| {
         let now = start();
-        match (State::Fetching { failures }).step(Event::Refused(failure), now, 1.0).0 {
+        match (State::Fetching { after: None, failures }).step(Event::Refused(failure), now, 1.0).0 {
             State::Failed { until, .. } => until - now.monotonic,
             other => panic!("{other:?}"),
         }

@@ -1,0 +1,204 @@
+//! What is outside of the node: the Kubernetes API, the token issuer, STS and the metadata service, each at
+//! its own address and over real sockets.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
+use hyper::body::Incoming;
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, runtime::Runtime};
+
+use crate::{
+    ca::{Ca, CaError},
+    http::{Body, Server, full},
+    imds::Imds,
+    issuer::{DISCOVERY_PATH, Issuer, IssuerError, JWKS_PATH},
+    kubernetes::Kubernetes,
+    network::{KUBERNETES_ADDRESS, METADATA_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, STS_ADDRESS},
+    sts::Sts,
+};
+
+/// The region that the sandbox plays.
+pub const REGION: &str = "eu-central-1";
+/// The account that the node belongs to.
+pub const ACCOUNT: &str = "111122223333";
+/// The name of the node's own role, which no pod may ever get.
+pub const NODE_ROLE: &str = "node";
+/// The node's instance id.
+pub const INSTANCE_ID: &str = "i-0123456789abcdef0";
+/// Where the Kubernetes API listens.
+pub const KUBERNETES_PORT: u16 = 6443;
+
+/// The names by which unmodified clients know STS.
+pub const STS_NAMES: [&str; 2] = ["sts.eu-central-1.amazonaws.com", "sts.amazonaws.com"];
+
+/// The cloud could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CloudError {
+    /// A certificate.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The issuer's key.
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
+    /// The namespace.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A socket.
+    #[error("a server of the sandbox cannot listen: {0}")]
+    Listen(#[from] io::Error),
+}
+
+/// The servers outside of the node. Dropped, they stop.
+#[derive(Debug)]
+pub struct Cloud {
+    /// The Kubernetes API.
+    pub kubernetes: Kubernetes,
+    /// The Security Token Service, with IAM's roles.
+    pub sts: Sts,
+    /// The metadata service.
+    pub imds: Imds,
+    /// Who signs service account tokens.
+    pub issuer: Arc<Issuer>,
+    ca: Ca,
+    outside: Namespace,
+    api_tls: Arc<ServerConfig>,
+    api: Mutex<Option<Server>>,
+    servers: Vec<Server>,
+    /// Its threads live in the outside's namespace, so that STS reaches the issuer from there.
+    runtime: Option<Runtime>,
+}
+
+impl Cloud {
+    /// Starts all servers in the namespace `outside`.
+    ///
+    /// # Errors
+    /// When a key cannot be made or a server cannot listen.
+    pub fn start(outside: &Namespace) -> Result<Self, CloudError> {
+        let ca = Ca::new()?;
+        let issuer = Arc::new(Issuer::new(format!("https://{OIDC_ADDRESS}"))?);
+        let kubernetes = Kubernetes::new(Arc::clone(&issuer));
+        let sts = Sts::new(ca.client()?);
+        let node_role = format!("arn:aws:iam::{ACCOUNT}:role/{NODE_ROLE}");
+        let imds = Imds::new(NODE_ROLE, REGION, {
+            let sts = sts.clone();
+            move || sts.instance_credentials(&node_role, INSTANCE_ID)
+        });
+        let runtime =
+            outside.enter(|| tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build())??;
+        let mut cloud = Self {
+            api_tls: ca.server(&[&KUBERNETES_ADDRESS.to_string()])?,
+            kubernetes,
+            sts,
+            imds,
+            issuer,
+            ca,
+            outside: outside.clone(),
+            api: Mutex::default(),
+            servers: Vec::new(),
+            runtime: Some(runtime),
+        };
+        cloud.start_servers()?;
+        cloud.start_api()?;
+        Ok(cloud)
+    }
+
+    /// The certificate (PEM) that signed every server's.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        self.ca.pem()
+    }
+
+    /// The Kubernetes API's URL.
+    #[must_use]
+    pub fn api_url(&self) -> String {
+        format!("https://{KUBERNETES_ADDRESS}:{KUBERNETES_PORT}")
+    }
+
+    /// The Kubernetes API goes away: its connections are cut and new ones are refused.
+    pub fn stop_api(&self) {
+        self.api.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// The Kubernetes API is there (again), with all that it knew.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn start_api(&self) -> Result<(), CloudError> {
+        let kubernetes = self.kubernetes.clone();
+        let server =
+            self.serve(KUBERNETES_ADDRESS, KUBERNETES_PORT, Some(Arc::clone(&self.api_tls)), move |request, _| {
+                let kubernetes = kubernetes.clone();
+                async move { kubernetes.handle(request).await }
+            })?;
+        *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+        Ok(())
+    }
+
+    fn start_servers(&mut self) -> Result<(), CloudError> {
+        let address = STS_ADDRESS.to_string();
+        let names = [&STS_NAMES[..], &[&address]].concat();
+        let sts = self.sts.clone();
+        let tls = Some(self.ca.server(&names)?);
+        self.servers.push(self.serve(STS_ADDRESS, 443, tls, move |request, _| {
+            let sts = sts.clone();
+            async move { sts.handle(request).await }
+        })?);
+        let issuer = Arc::clone(&self.issuer);
+        let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);
+        self.servers.push(self.serve(OIDC_ADDRESS, 443, tls, move |request, _| {
+            std::future::ready(document(&issuer, request.uri().path()))
+        })?);
+        let imds = self.imds.clone();
+        self.servers.push(self.serve(METADATA_ADDRESS, 80, None, move |request, peer| {
+            let imds = imds.clone();
+            async move { imds.handle_from(request, peer).await }
+        })?);
+        Ok(())
+    }
+
+    fn serve<H, F>(
+        &self,
+        address: Ipv4Addr,
+        port: u16,
+        tls: Option<Arc<ServerConfig>>,
+        handler: H,
+    ) -> Result<Server, CloudError>
+    where
+        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let Some(runtime) = &self.runtime else { return Err(io::Error::from(io::ErrorKind::NotConnected).into()) };
+        let listener = self.outside.enter(|| std::net::TcpListener::bind((address, port)))??;
+        listener.set_nonblocking(true)?;
+        let _runtime = runtime.enter();
+        Ok(Server::start(TcpListener::from_std(listener)?, tls, handler)?)
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The issuer's two documents, as anybody on the Internet may read them.
+fn document(issuer: &Issuer, path: &str) -> Response<Body> {
+    let document = match path {
+        DISCOVERY_PATH => Some(issuer.discovery()),
+        JWKS_PATH => Some(issuer.jwks()),
+        _ => None,
+    };
+    let mut response = Response::new(full(document.as_ref().map(ToString::to_string).unwrap_or_default()));
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    if document.is_none() {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+    }
+    response
+}

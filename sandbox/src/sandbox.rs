@@ -1,0 +1,320 @@
+//! The whole: a network, a cloud outside of it, pods with service accounts, and the real daemon on the node.
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::atomic::{AtomicU8, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    cloud::{ACCOUNT, Cloud, CloudError, REGION, STS_NAMES},
+    kubernetes::NewPod,
+    network::{
+        Command, METADATA_ADDRESS, NODE_ADDRESS, Namespace, Network, NetworkError, Pod as PodLink, PodNetwork, Process,
+        STS_ADDRESS,
+    },
+    packages::{self, PackageError},
+    sts::IamError,
+};
+
+/// The node's name.
+pub const NODE: &str = "node-1";
+/// The audience of tokens for STS.
+pub const AUDIENCE: &str = "sts.amazonaws.com";
+/// Where the daemon listens for pods by default.
+pub const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(NODE_ADDRESS), 9169);
+/// Where the daemon listens for operators by default, seen from the node.
+pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9170);
+
+/// The metadata service, as clients know it.
+pub const METADATA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(METADATA_ADDRESS), 80);
+
+/// What a pod is given to end, as by default.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// The sandbox could not be made, or something in it failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Root or a package is missing.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The servers outside.
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
+    /// IAM.
+    #[error(transparent)]
+    Iam(#[from] IamError),
+    /// A file or a connection.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// All addresses for pods have been used.
+    #[error("no address is left for another pod")]
+    NoAddress,
+}
+
+/// A cluster of one node, with an AWS outside. Dropped, all of it is gone.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// What is outside of the node.
+    pub cloud: Cloud,
+    network: Network,
+    directory: TempDir,
+    next_address: AtomicU8,
+}
+
+/// A pod: its object in the API, and its namespace.
+#[derive(Debug)]
+pub struct Pod {
+    /// The pod's namespace in Kubernetes.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's UID.
+    pub uid: String,
+    link: PodLink,
+}
+
+impl Pod {
+    /// The pod's address.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.link.address()
+    }
+
+    /// The pod's network namespace.
+    #[must_use]
+    pub fn network(&self) -> &Namespace {
+        self.link.namespace()
+    }
+}
+
+impl Sandbox {
+    /// Makes a node without pods, and starts everything outside of it. Installs the packages that are
+    /// missing, where it may; `progress` is told.
+    ///
+    /// # Errors
+    /// In one line, what is missing or failed.
+    pub fn new(shape: PodNetwork, progress: &mut dyn FnMut(&str)) -> Result<Self, SandboxError> {
+        packages::require_root()?;
+        packages::ensure(&packages::NETWORK, progress)?;
+        let network = Network::new(shape)?;
+        let cloud = Cloud::start(network.outside())?;
+        cloud.sts.put_oidc_provider(ACCOUNT, cloud.issuer.url(), &[AUDIENCE])?;
+        let directory = tempfile::Builder::new().prefix("kube2irsa-sandbox-").tempdir()?;
+        fs::create_dir(directory.path().join("home"))?;
+        let sandbox = Self { cloud, network, directory, next_address: AtomicU8::new(10) };
+        let kubernetes = &sandbox.cloud.kubernetes;
+        let token = kubernetes.user_token("kube2irsa");
+        let kubeconfig = kubernetes.kubeconfig(&sandbox.cloud.api_url(), sandbox.cloud.ca_pem(), &token);
+        fs::write(sandbox.kubeconfig(), kubeconfig)?;
+        fs::write(sandbox.ca_file(), sandbox.cloud.ca_pem())?;
+        Ok(sandbox)
+    }
+
+    /// The node's namespace.
+    #[must_use]
+    pub fn node(&self) -> &Namespace {
+        self.network.node()
+    }
+
+    /// A directory that is the sandbox's own.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The daemon's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.directory.path().join("kubeconfig")
+    }
+
+    /// The certificate that signed every server's.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
+    }
+
+    /// The daemon's state directory.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// A role that trusts one service account of the cluster, and the account's annotation for it.
+    ///
+    /// # Errors
+    /// When IAM refuses the role.
+    pub fn add_service_account(&self, namespace: &str, name: &str, role: &str) -> Result<String, SandboxError> {
+        let arn = format!("arn:aws:iam::{ACCOUNT}:role/{role}");
+        self.cloud.sts.put_role(&arn, self.trust_policy(&format!("system:serviceaccount:{namespace}:{name}")))?;
+        self.annotate(namespace, name, &[("eks.amazonaws.com/role-arn", &arn)]);
+        Ok(arn)
+    }
+
+    /// A service account with these annotations; no role is made.
+    pub fn annotate(&self, namespace: &str, name: &str, annotations: &[(&str, &str)]) {
+        self.cloud.kubernetes.apply_service_account(namespace, name, annotations);
+    }
+
+    /// The trust policy that the documentation of IRSA gives.
+    #[must_use]
+    pub fn trust_policy(&self, subject: &str) -> Value {
+        let issuer = self.cloud.issuer.url().trim_start_matches("https://");
+        json!({
+            "Version": "2012-10-17",
+            "Statement": [{
+                "Effect": "Allow",
+                "Principal": {"Federated": format!("arn:aws:iam::{ACCOUNT}:oidc-provider/{issuer}")},
+                "Action": "sts:AssumeRoleWithWebIdentity",
+                "Condition": {"StringEquals": {
+                    format!("{issuer}:sub"): subject,
+                    format!("{issuer}:aud"): AUDIENCE,
+                }},
+            }],
+        })
+    }
+
+    /// A running pod of this service account.
+    ///
+    /// # Errors
+    /// When the kernel refuses its namespace.
+    pub fn add_pod(&self, namespace: &str, name: &str, service_account: &str) -> Result<Pod, SandboxError> {
+        let address = Ipv4Addr::new(10, 244, 0, self.next_address.fetch_add(1, Ordering::Relaxed));
+        self.add_pod_at(namespace, name, service_account, address)
+    }
+
+    /// The same, at this address.
+    ///
+    /// # Errors
+    /// When the kernel refuses its namespace.
+    pub fn add_pod_at(
+        &self,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+        address: Ipv4Addr,
+    ) -> Result<Pod, SandboxError> {
+        let link = self.network.add_pod(address)?;
+        let uid = self.create_pod(namespace, name, service_account);
+        self.cloud.kubernetes.run_pod(namespace, name, &[address.into()]);
+        Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid, link })
+    }
+
+    /// A pod that the API server knows and that kubelet has not started: it has no address. Returns its UID.
+    pub fn create_pod(&self, namespace: &str, name: &str, service_account: &str) -> String {
+        let pod = NewPod::new(namespace, name).service_account(service_account).node(NODE);
+        self.cloud.kubernetes.create_pod(pod)
+    }
+
+    /// The pod ends: first its namespace, as with kubelet, then its object.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_pod(&self, pod: Pod) -> Result<(), SandboxError> {
+        let Pod { namespace, name, link, .. } = pod;
+        self.cloud.kubernetes.start_deleting_pod(&namespace, &name, GRACE);
+        link.remove()?;
+        self.cloud.kubernetes.delete_pod(&namespace, &name);
+        Ok(())
+    }
+
+    /// A program in a pod, as an unmodified client finds itself: an empty home, no AWS setting but the
+    /// region, AWS's names resolved to the sandbox and its certificates trusted.
+    pub fn in_pod(&self, pod: &Pod, program: &str) -> Command {
+        self.client(pod.network().command(program))
+    }
+
+    /// The same on the node itself.
+    pub fn on_node(&self, program: &str) -> Command {
+        self.client(self.node().command(program))
+    }
+
+    fn client(&self, command: Command) -> Command {
+        self.with_names(command.env_clear())
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()))
+            .env("HOME", self.directory.path().join("home"))
+            .env("TERM", std::env::var_os("TERM").unwrap_or_else(|| "dumb".into()))
+            .env("AWS_REGION", REGION)
+            // The command line client and boto3 read the one, the SDK for Rust the other.
+            .env("AWS_CA_BUNDLE", self.ca_file())
+            .env("SSL_CERT_FILE", self.ca_file())
+    }
+
+    /// The daemon's binary on the node with `run` and the flags that this sandbox needs; later flags win.
+    pub fn daemon(&self, binary: &Path) -> Command {
+        self.run_flags(self.node().command(binary))
+    }
+
+    /// The same under another program (a profiler, say), whose arguments end with the daemon's binary.
+    pub fn daemon_under(&self, program: &str, arguments: &[&str]) -> Command {
+        self.run_flags(self.node().command(program).args(arguments))
+    }
+
+    fn run_flags(&self, command: Command) -> Command {
+        self.with_names(command)
+            .arg("run")
+            .args(["--node-name", NODE])
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .arg("--state-dir")
+            .arg(self.state_dir())
+            .arg("--ca-bundle")
+            .arg(self.ca_file())
+            .stdin(Stdio::null())
+    }
+
+    fn with_names(&self, command: Command) -> Command {
+        command.names(STS_NAMES.map(|name| (name, STS_ADDRESS.into())))
+    }
+}
+
+/// Asks a server in a namespace for a page over HTTP/1.0, and returns the status and the body.
+///
+/// # Errors
+/// When nobody answers.
+pub fn get(namespace: &Namespace, server: SocketAddr, path: &str) -> Result<(u16, String), SandboxError> {
+    use std::io::{Read as _, Write as _};
+    let answer = namespace.enter(|| {
+        let mut stream = std::net::TcpStream::connect_timeout(&server, Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        io::Result::Ok(answer)
+    })??;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+    Ok((status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()))
+}
+
+/// Waits until the daemon is ready; what it lacks otherwise.
+///
+/// # Errors
+/// What it still lacks after `limit`, or that it has ended.
+pub fn wait_until_ready(namespace: &Namespace, daemon: &mut Process, limit: Duration) -> Result<(), String> {
+    let start = Instant::now();
+    loop {
+        let lacks = match get(namespace, ADMIN, "/readyz") {
+            Ok((200, _)) => return Ok(()),
+            Ok((_, lacks)) => lacks,
+            Err(error) => error.to_string(),
+        };
+        if let Ok(Some(status)) = daemon.try_wait() {
+            return Err(format!("the daemon ended: {status}"));
+        }
+        if start.elapsed() > limit {
+            return Err(lacks);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
