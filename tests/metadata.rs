@@ -1,0 +1,163 @@
+//! The metadata service on the wire, as SDKs depend on it.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use sandbox::sandbox::{Pod, Sandbox};
+use support::{Daemon, ROLE_NAME, ask, connect, metric, sandbox};
+
+const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
+const TOKEN: &str = "X-aws-ec2-metadata-token";
+
+fn cluster() -> (Sandbox, Pod, Daemon) {
+    let sandbox = sandbox();
+    sandbox.add_service_account("team-a", "web", "web").unwrap();
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    (sandbox, web, daemon)
+}
+
+#[test]
+fn a_session_token_is_given_at_once_to_whoever_asks_rightly() {
+    let (sandbox, web, _daemon) = cluster();
+    sandbox.annotate("team-a", "plain", &[]);
+    let plain = sandbox.add_pod("team-a", "plain-0", "plain").unwrap();
+    for pod in [&web, &plain] {
+        for ttl in ["1", "60", "21600"] {
+            let answer = ask(pod, "PUT", "/latest/api/token", &[(TTL, ttl), ("Content-Length", "0")]).unwrap();
+            assert_eq!((answer.status, answer.header(TTL)), (200, Some(ttl)));
+            assert_eq!(answer.header("content-type"), Some("text/plain"));
+            assert_eq!(answer.header("server"), Some("EC2ws"));
+            assert!(answer.header("content-length").is_some() && !answer.text().ends_with('\n'));
+        }
+    }
+    for headers in [&[][..], &[(TTL, "0")], &[(TTL, "21601")], &[(TTL, "-1")], &[(TTL, "soon")], &[(TTL, "")]] {
+        let answer = ask(&web, "PUT", "/latest/api/token", headers).unwrap();
+        assert_eq!((answer.status, answer.header(TTL), answer.body.len()), (400, None, 0), "{headers:?}");
+    }
+    let forwarded = ask(&web, "PUT", "/latest/api/token", &[(TTL, "60"), ("X-Forwarded-For", "10.0.0.1")]).unwrap();
+    assert_eq!((forwarded.status, forwarded.header(TTL)), (403, None));
+    assert_eq!(ask(&web, "PUT", "/2021-07-15/api/token", &[(TTL, "60")]).unwrap().status, 403);
+    for method in ["GET", "POST", "DELETE", "HEAD"] {
+        let answer = ask(&web, method, "/latest/api/token", &[]);
+        // The length of a HEAD's body is that of a GET's, which is empty here too.
+        let answer = answer.unwrap();
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("OPTIONS, PUT")), "{method}");
+    }
+}
+
+#[test]
+fn a_put_may_come_without_a_length_or_with_an_empty_chunked_body_that_waits_for_leave() {
+    let (_sandbox, web, _daemon) = cluster();
+    let mut connection = connect(&web).unwrap();
+    let head = "PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n";
+    connection.send_bytes(format!("{head}{TTL}: 60\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(connection.answer().unwrap().status, 100);
+    connection.send_bytes(b"0\r\n\r\n").unwrap();
+    assert_eq!(connection.answer().unwrap().status, 200);
+    connection.send("PUT", "/latest/api/token", &[(TTL, "60")]).unwrap();
+    assert_eq!(connection.answer().unwrap().status, 200, "the connection is kept");
+}
+
+#[test]
+fn the_roles_name_and_document_are_served_with_and_without_a_token() {
+    let (_sandbox, web, _daemon) = cluster();
+    let token = ask(&web, "PUT", "/latest/api/token", &[(TTL, "60")]).unwrap().text().to_owned();
+    let v2 = [(TOKEN, token.as_str())];
+    let mut documents = Vec::new();
+    let mut connection = connect(&web).unwrap();
+    for headers in [&[][..], &v2] {
+        for path in [ROLE_NAME, ROLE_NAME.trim_end_matches('/'), "/2021-07-15/meta-data/iam/security-credentials"] {
+            connection.send("GET", path, headers).unwrap();
+            let answer = connection.answer().unwrap();
+            assert_eq!((answer.status, answer.text()), (200, "web"), "{path}");
+            assert_eq!(answer.header("content-type"), Some("text/plain"));
+        }
+        for path in [format!("{ROLE_NAME}web"), format!("{ROLE_NAME}web/"), format!("/{ROLE_NAME}/web")] {
+            connection.send("GET", &path, headers).unwrap();
+            let answer = connection.answer().unwrap();
+            assert_eq!(answer.status, 200, "{path}");
+            documents.push(answer.json());
+        }
+    }
+    let document = &documents[0];
+    assert!(documents.iter().all(|other| other == document));
+    assert_eq!((document["Code"].as_str(), document["Type"].as_str()), (Some("Success"), Some("AWS-HMAC")));
+    for (field, form) in [("LastUpdated", "0000-00-00T00:00:00Z"), ("Expiration", "0000-00-00T00:00:00Z")] {
+        let date = document[field].as_str().unwrap();
+        let digits = date.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect::<String>();
+        assert_eq!(digits, form, "{date}");
+    }
+    let head = {
+        let mut connection = connect(&web).unwrap();
+        connection
+            .send_bytes(format!("HEAD {ROLE_NAME} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+            .unwrap();
+        // It announces a body that does not follow.
+        let error = connection.answer().unwrap_err();
+        error.kind()
+    };
+    assert_eq!(head, std::io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn a_token_that_is_not_the_pods_own_is_refused() {
+    let (sandbox, web, _daemon) = cluster();
+    sandbox.add_service_account("team-b", "worker", "worker").unwrap();
+    let worker = sandbox.add_pod("team-b", "worker-0", "worker").unwrap();
+    let token = ask(&web, "PUT", "/latest/api/token", &[(TTL, "1")]).unwrap().text().to_owned();
+    let with = |pod: &Pod, token: &str, path: &str| ask(pod, "GET", path, &[(TOKEN, token)]).unwrap().status;
+    assert_eq!(with(&web, &token, ROLE_NAME), 200);
+    for path in [ROLE_NAME, &format!("{ROLE_NAME}worker"), "/latest/meta-data/"] {
+        assert_eq!(with(&worker, &token, path), 401, "{path}");
+    }
+    assert_eq!(with(&web, "", ROLE_NAME), 401);
+    assert_eq!(with(&web, &format!("{token}x"), ROLE_NAME), 401);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(with(&web, &token, ROLE_NAME), 401, "expired");
+    assert!(metric(&sandbox, "kube2irsa_bad_session_tokens_total") >= 5.0);
+}
+
+#[test]
+fn what_is_not_listed_is_not_there() {
+    let (_sandbox, web, _daemon) = cluster();
+    let mut connection = connect(&web).unwrap();
+    for path in ["/", "/latest/user-data", "/latest/meta-data/hostname", "/metrics", "/healthz", "/readyz", "/debug"] {
+        connection.send("GET", path, &[]).unwrap();
+        let answer = connection.answer().unwrap();
+        assert_eq!((answer.status, answer.body.len()), (404, 0), "{path}");
+    }
+    for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+        assert_eq!(ask(&web, method, ROLE_NAME, &[]).unwrap().status, 404, "{method}");
+    }
+}
+
+#[test]
+fn the_name_is_given_in_time_though_the_exchange_takes_longer() {
+    let (sandbox, web, _daemon) = cluster();
+    sandbox.cloud.sts.faults().set_latency(std::time::Duration::from_millis(1300));
+    let start = std::time::Instant::now();
+    let name = ask(&web, "GET", ROLE_NAME, &[]).unwrap();
+    let took = start.elapsed();
+    assert_eq!((name.status, name.text()), (200, "web"));
+    assert!(took >= std::time::Duration::from_millis(800), "it is held for those who get both at once: {took:?}");
+    assert_eq!(ask(&web, "GET", &format!("{ROLE_NAME}web"), &[]).unwrap().status, 200);
+    assert_eq!(sandbox.cloud.sts.call_count("AssumeRoleWithWebIdentity"), 1);
+}
+
+#[test]
+fn a_document_that_cannot_be_had_closes_crts_connection() {
+    let (sandbox, web, _daemon) = cluster();
+    sandbox.cloud.sts.faults().stall(true);
+    let path = format!("{ROLE_NAME}web");
+    assert_eq!(ask(&web, "GET", &path, &[("User-Agent", "aws-sdk-rust/1")]).unwrap().status, 503);
+    let mut crt = connect(&web).unwrap();
+    crt.send("GET", &path, &[("User-Agent", "aws-sdk-crt/aws-c-http")]).unwrap();
+    assert!(crt.is_closed());
+}

@@ -1,0 +1,79 @@
+//! HTTP/1.1 by hand, as little as a test needs: what is sent is what stands here.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use sandbox::network::Namespace;
+
+pub struct Connection(TcpStream);
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+impl Connection {
+    /// A connection whose reads wait for two seconds.
+    pub fn open(namespace: &Namespace, server: SocketAddr) -> io::Result<Self> {
+        let stream = namespace.enter(|| TcpStream::connect_timeout(&server, Duration::from_secs(2))).unwrap()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        Ok(Self(stream))
+    }
+
+    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<()> {
+        let headers = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<String>();
+        self.send_bytes(format!("{method} {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n").as_bytes())
+    }
+
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    /// The next answer; an error where the connection is closed or silent.
+    pub fn answer(&mut self) -> io::Result<Answer> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut answer = Answer { status, head, body: Vec::new() };
+        let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
+        answer.body = vec![0; length];
+        self.0.read_exact(&mut answer.body)?;
+        Ok(answer)
+    }
+
+    /// Whether the other side has closed.
+    pub fn is_closed(&mut self) -> bool {
+        match self.0.read(&mut [0]) {
+            Ok(0) => true,
+            Ok(_) => panic!("something was sent"),
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+}

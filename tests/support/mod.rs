@@ -1,0 +1,166 @@
+//! The harness: a sandbox of one's own for each test, the real daemon in it, and HTTP by hand.
+//!
+//! Tests need root and fail without it.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary is a crate of its own and uses a part")]
+
+pub mod http;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use sandbox::{
+    client::Report,
+    network::{PodNetwork, Process},
+    sandbox::{ADMIN, METADATA, Pod, Sandbox, get, wait_until_ready},
+};
+
+use self::http::Answer;
+
+/// Long enough for a busy machine; nothing waits for its end unless something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const ROLE_NAME: &str = "/latest/meta-data/iam/security-credentials/";
+
+pub fn sandbox() -> Sandbox {
+    sandbox_with(PodNetwork::Routed)
+}
+
+pub fn sandbox_with(shape: PodNetwork) -> Sandbox {
+    Sandbox::new(shape, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub fn daemon_binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_kube2irsa"))
+}
+
+/// The sandbox's binary, whose `client` is the AWS SDK for Rust.
+pub fn sandbox_binary() -> &'static str {
+    static BINARY: OnceLock<String> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        // Cargo gives a test the binaries of its own package only.
+        let mut build = Command::new(env!("CARGO"));
+        build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--locked", "--quiet", "--bin", "sandbox"]);
+        let folder = daemon_binary().parent().unwrap();
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success());
+        folder.join("sandbox").to_str().unwrap().to_owned()
+    })
+}
+
+/// The daemon on the sandbox's node.
+pub struct Daemon {
+    pub process: Process,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it and waits until it is ready.
+    pub fn ready(sandbox: &Sandbox, flags: &[&str]) -> Self {
+        let mut daemon = Self::started(sandbox, flags);
+        daemon.wait_until_ready(sandbox);
+        daemon
+    }
+
+    pub fn started(sandbox: &Sandbox, flags: &[&str]) -> Self {
+        let log = sandbox.directory().join("daemon.log");
+        let stderr = File::options().create(true).append(true).open(&log).unwrap();
+        let process = sandbox.daemon(daemon_binary()).args(flags).stderr(stderr).spawn().unwrap();
+        Self { process, log }
+    }
+
+    pub fn wait_until_ready(&mut self, sandbox: &Sandbox) {
+        if let Err(lacks) = wait_until_ready(sandbox.node(), &mut self.process, PATIENCE) {
+            panic!("not ready: {lacks}\n{}", self.log());
+        }
+    }
+
+    /// What it has logged so far; no secret may be in it.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Ends it with SIGTERM.
+    pub fn stop(mut self) -> std::process::ExitStatus {
+        self.process.signal(Signal::SIGTERM).unwrap();
+        self.process.wait().unwrap()
+    }
+
+    pub fn kill(mut self) {
+        self.process.signal(Signal::SIGKILL).unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// A page of the operator's listener.
+pub fn admin(sandbox: &Sandbox, path: &str) -> (u16, String) {
+    get(sandbox.node(), ADMIN, path).unwrap()
+}
+
+/// The value of a metric, with its labels as they are written; 0 if it is not there.
+pub fn metric(sandbox: &Sandbox, name: &str) -> f64 {
+    let (_, text) = admin(sandbox, "/metrics");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// What the SDK for Rust gets in the pod.
+pub fn sdk(sandbox: &Sandbox, pod: &Pod) -> Report {
+    report(sandbox.in_pod(pod, sandbox_binary()))
+}
+
+/// What the SDK for Rust gets on the node.
+pub fn sdk_on_node(sandbox: &Sandbox) -> Report {
+    report(sandbox.on_node(sandbox_binary()))
+}
+
+fn report(command: sandbox::network::Command) -> Report {
+    let output = command.arg("client").output().unwrap();
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// One request from the pod to the metadata service, on a connection of its own.
+pub fn ask(pod: &Pod, method: &str, path: &str, headers: &[(&str, &str)]) -> std::io::Result<Answer> {
+    let mut connection = connect(pod)?;
+    connection.send(method, path, headers)?;
+    connection.answer()
+}
+
+pub fn connect(pod: &Pod) -> std::io::Result<http::Connection> {
+    http::Connection::open(pod.network(), METADATA)
+}
+
+/// The status of the role's list, for a pod.
+pub fn role_status(pod: &Pod) -> u16 {
+    ask(pod, "GET", ROLE_NAME, &[]).unwrap().status
+}
+
+/// Repeats until it is so.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// All that is in force on the node: rules of routing, of iptables and of nftables.
+pub fn rules(sandbox: &Sandbox) -> String {
+    let script = "ip rule; ip -6 rule; iptables-save | grep -v '^[#:]'; ip6tables-save | grep -v '^[#:]'";
+    let output = sandbox.node().command("sh").args(["-c", script]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
