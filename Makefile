@@ -1,0 +1,38 @@
+# The front door for contributors; each target is one command that also works by itself.
+
+CARGO_DENY := target/tools/bin/cargo-deny
+CARGO_DENY_VERSION := 0.20.2
+
+.PHONY: help sandbox test test-clients lint fmt deny bench ci
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+sandbox: ## Run the main job in a cluster of network namespaces (root)
+	cargo run --locked --bin sandbox
+
+test: ## Run all tests that need nothing but Rust and Debian packages (root)
+	cargo test --locked
+
+test-clients: ## Run the tests with other ecosystems' clients: aws, boto3 (root, Python)
+	cargo test --locked --test clients -- --ignored
+
+lint: ## Check format and lints
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+fmt: ## Format
+	cargo fmt --all
+
+deny: $(CARGO_DENY) ## Check licences, bans and sources of dependencies
+	$(CARGO_DENY) --locked check licenses bans sources
+
+bench: ## Measure a cached request against a bare hyper server (root); see bench/README.md
+	cargo bench --locked --bench cached
+
+ci: ## Do all that CI does
+	.ci/run
+
+$(CARGO_DENY):
+	cargo install --quiet --locked --root target/tools --target-dir target/tools/build --version $(CARGO_DENY_VERSION) cargo-deny
+	rm -rf target/tools/build
