@@ -10,12 +10,12 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, ValueEnum};
 use sandbox::{client, network::PodNetwork};
 
 /// Tries kube2irsa in a cluster of one node, made of network namespaces on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "sandbox", version, args_conflicts_with_subcommands = true)]
+#[command(name = "sandbox", version)]
 struct Cli {
     /// The daemon's binary. Absent: built from this checkout.
     #[arg(long, value_name = "FILE")]
@@ -29,11 +29,12 @@ struct Cli {
     #[arg(long)]
     log: bool,
 
-    #[command(subcommand)]
-    command: Option<Internal>,
+    /// Be what runs in a pod if no command is given: the AWS SDK for Rust, asked once.
+    #[arg(long, hide = true)]
+    client: bool,
 
     /// A command to run in a pod with a role, instead of the demonstration.
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     in_pod: Vec<String>,
 }
 
@@ -43,13 +44,6 @@ enum Shape {
     Routed,
     /// One bridge for all pods.
     Bridge,
-}
-
-#[derive(Debug, Subcommand)]
-enum Internal {
-    /// The AWS SDK for Rust, asked once: what runs in a pod if no command is given.
-    #[command(hide = true)]
-    Client,
 }
 
 fn main() -> ExitCode {
@@ -65,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
-    if let Some(Internal::Client) = cli.command {
+    if cli.client {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let report = runtime.block_on(client::report());
         writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;

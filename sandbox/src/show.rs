@@ -83,7 +83,7 @@ impl Show {
                 None => report.arn.is_none(),
             };
         }
-        let node = self.sandbox.on_node(&own_binary()?).arg("client");
+        let node = self.sandbox.on_node(&own_binary()?).arg("--client");
         let node = report(node.output()?.stdout)?;
         line("the node itself", &outcome(&node))?;
         as_promised &= node.arn.is_some();
@@ -125,7 +125,7 @@ impl Show {
 
     /// The SDK for Rust in a pod.
     fn ask(&self, pod: &Pod) -> anyhow::Result<Report> {
-        report(self.sandbox.in_pod(pod, &own_binary()?).arg("client").output()?.stdout)
+        report(self.sandbox.in_pod(pod, &own_binary()?).arg("--client").output()?.stdout)
     }
 }
 

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 
 use clap::Parser as _;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::*;
 use crate::cli::{Cli, Command};
@@ -16,10 +17,10 @@ fn errors(flags: &[&str]) -> Vec<String> {
     Config::new(&args(flags)).map_or_else(|errors| errors.0, |_| Vec::new())
 }
 
-fn file(name: &str, text: &str) -> String {
-    let path = std::env::temp_dir().join(format!("kube2irsa-config-{}-{name}", std::process::id()));
-    fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
-    path.to_str().unwrap().to_owned()
+fn file(text: &str) -> TempPath {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file.into_temp_path()
 }
 
 const KUBECONFIG: &str = "
@@ -33,8 +34,9 @@ current-context: x
 
 #[test]
 fn what_a_node_needs_is_little() {
-    let kubeconfig = file("good", KUBECONFIG);
-    let flags = ["--node-name", "ip-10-0-0-1.eu-central-1.compute.internal", "--kubeconfig", &kubeconfig];
+    let kubeconfig = file(KUBECONFIG);
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    let flags = ["--node-name", "ip-10-0-0-1.eu-central-1.compute.internal", "--kubeconfig", kubeconfig];
     let config = Config::new(&args(&flags)).unwrap();
     assert_eq!(config.sts.location, StsLocation::AskImds("http://169.254.169.254".parse().unwrap()));
     assert_eq!((config.listen.to_string().as_str(), config.intercept), ("0.0.0.0:9169", Intercept::Iptables));
@@ -44,11 +46,13 @@ fn what_a_node_needs_is_little() {
 
 #[test]
 fn all_errors_are_said_at_once_and_each_names_its_flag() {
-    let broken = file("broken", "clusters: [very-secret");
-    let no_pem = file("no-pem", "very-secret");
+    let broken = file("clusters: [very-secret");
+    let broken = broken.to_str().unwrap();
+    let no_pem = file("very-secret");
+    let no_pem = no_pem.to_str().unwrap();
     let flags = [
         ("--node-name", "Not_A_Node"),
-        ("--kubeconfig", &broken),
+        ("--kubeconfig", broken),
         ("--listen", "here"),
         ("--admin-listen", "127.0.0.1"),
         ("--region", "Europe"),
@@ -57,7 +61,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--token-audience", ""),
         ("--state-dir", ""),
         ("--intercept", "ebpf"),
-        ("--ca-bundle", &no_pem),
+        ("--ca-bundle", no_pem),
         ("--log-format", "xml"),
         ("--log-level", "loud"),
         ("--worker-threads", "0"),
@@ -73,8 +77,9 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
 
 #[test]
 fn a_region_is_needed_only_where_nobody_can_be_asked() {
-    let kubeconfig = file("region", KUBECONFIG);
-    let with = |flags: &[&str]| errors(&[&["--node-name", "n", "--kubeconfig", &kubeconfig], flags].concat());
+    let kubeconfig = file(KUBECONFIG);
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    let with = |flags: &[&str]| errors(&[&["--node-name", "n", "--kubeconfig", kubeconfig], flags].concat());
     assert_eq!(with(&["--imds-endpoint", "off"]).len(), 1);
     assert!(with(&["--imds-endpoint", "off", "--region", "eu-central-1"]).is_empty());
     assert!(with(&["--imds-endpoint", "off", "--sts-endpoint", "https://sts.example.com"]).is_empty());
@@ -107,16 +112,17 @@ fn a_kubeconfig_must_lead_to_a_cluster() {
         ("no-context", &KUBECONFIG.replace("current-context: x", "current-context: y")),
         ("no-cluster", &KUBECONFIG.replace("{cluster: c,", "{cluster: d,")),
     ] {
-        assert!(read_kubeconfig(&file(name, text)).is_err(), "{name}");
+        assert!(read_kubeconfig(file(text).to_str().unwrap()).is_err(), "{name}");
     }
     assert!(read_kubeconfig("/nowhere").is_err());
 }
 
 #[test]
 fn pods_cannot_be_sent_to_loopback_or_to_the_operators_port() {
-    let kubeconfig = file("ports", KUBECONFIG);
+    let kubeconfig = file(KUBECONFIG);
+    let kubeconfig = kubeconfig.to_str().unwrap();
     let with = |flags: &[&str]| {
-        errors(&[&["--node-name", "n", "--kubeconfig", &kubeconfig, "--region", "eu-central-1"], flags].concat())
+        errors(&[&["--node-name", "n", "--kubeconfig", kubeconfig, "--region", "eu-central-1"], flags].concat())
     };
     assert_eq!(with(&["--listen", "127.0.0.1:9169"]).len(), 1);
     assert!(with(&["--listen", "127.0.0.1:9169", "--intercept", "none"]).is_empty());

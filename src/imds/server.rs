@@ -91,6 +91,8 @@ async fn requests(stream: TcpStream, peer: IpAddr, imds: &Imds, drain: &Watcher)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        // As the real service writes them, for clients that compare bytes.
+        .title_case_headers(true)
         .header_read_timeout(HEAD_TIME_LIMIT)
         .max_buf_size(LARGEST_HEAD)
         .serve_connection(TokioIo::new(stream), service);

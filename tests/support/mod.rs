@@ -45,7 +45,7 @@ pub fn daemon_binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_kube2irsa"))
 }
 
-/// The sandbox's binary, whose `client` is the AWS SDK for Rust.
+/// The sandbox's binary, whose `--client` is the AWS SDK for Rust.
 pub fn sandbox_binary() -> &'static str {
     static BINARY: OnceLock<String> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -128,7 +128,7 @@ pub fn sdk_on_node(sandbox: &Sandbox) -> Report {
 }
 
 fn report(command: sandbox::network::Command) -> Report {
-    let output = command.arg("client").output().unwrap();
+    let output = command.arg("--client").output().unwrap();
     serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)))
 }
