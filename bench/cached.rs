@@ -68,7 +68,10 @@ fn bare(body: &Path) -> anyhow::Result<()> {
                     async move { Ok::<_, Infallible>(response) }
                 });
                 let mut connection = http1::Builder::new();
-                connection.timer(TokioTimer::new()).title_case_headers(true).header_read_timeout(Duration::from_secs(60));
+                connection
+                    .timer(TokioTimer::new())
+                    .title_case_headers(true)
+                    .header_read_timeout(Duration::from_secs(60));
                 connection.serve_connection(TokioIo::new(stream), service).await.ok();
             });
         }

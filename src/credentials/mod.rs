@@ -119,7 +119,7 @@ impl Store {
         if slot.grant != *grant {
             return None;
         }
-        slot.last_read.store((now.monotonic - self.made).as_secs(), Ordering::Relaxed);
+        slot.read(self.age(now));
         match &**slot.view.load() {
             View::Document(document) => document.body(now),
             View::Pending(_) | View::Failed(..) | View::Gone => None,
@@ -129,22 +129,25 @@ impl Store {
     /// The credentials of `grant`, fetched if need be; gives up waiting, not the fetch, at `until`.
     /// A permanent failure is said at once.
     pub async fn obtain(&self, grant: &Arc<Grant>, until: tokio::time::Instant) -> Outcome {
+        let slot = self.slot(grant);
+        let mut changed = slot.changed.subscribe();
         loop {
             let now = clock::now();
-            if let Some(body) = self.get(grant, now) {
-                return Outcome::Document(body);
-            }
-            let slot = self.slot(grant);
-            let mut changed = slot.changed.subscribe();
             let so_far = match &**slot.view.load() {
-                View::Document(document) if !document.expires().passed(now) => continue,
+                View::Document(document) => match document.body(now) {
+                    Some(body) => {
+                        slot.read(self.age(now));
+                        return Outcome::Document(body);
+                    }
+                    None => Outcome::Pending,
+                },
                 View::Failed(Failure::Permanent, remembered) if *remembered > now.monotonic => {
                     // Said again later, if somebody asks: the refresher must know that somebody does.
                     self.want(&slot);
                     return Outcome::Failed(Failure::Permanent);
                 }
                 View::Failed(failure, _) | View::Pending(Some(failure)) => Outcome::Failed(*failure),
-                View::Document(_) | View::Pending(None) => Outcome::Pending,
+                View::Pending(None) => Outcome::Pending,
                 View::Gone => return Outcome::Gone,
             };
             self.want(&slot);
@@ -174,11 +177,12 @@ impl Store {
     }
 
     fn slot(&self, grant: &Arc<Grant>) -> Arc<Slot> {
-        let mut entry = self.slots.entry(grant.pod.uid.clone()).or_insert_with(|| Slot::new(grant));
+        let new = || Slot::new(grant, self.age(clock::now()).as_secs());
+        let mut entry = self.slots.entry(grant.pod.uid.clone()).or_insert_with(new);
         if entry.grant == *grant {
             return Arc::clone(&entry);
         }
-        let old = std::mem::replace(&mut *entry, Slot::new(grant));
+        let old = std::mem::replace(&mut *entry, new());
         let new = Arc::clone(&entry);
         drop(entry);
         self.end(old);
@@ -206,21 +210,29 @@ impl Store {
     /// Whether nobody read the slot for as long as `life`.
     fn idle(&self, slot: &Slot, life: Duration, now: Now) -> bool {
         let last_read = Duration::from_secs(slot.last_read.load(Ordering::Relaxed));
-        (now.monotonic - self.made).saturating_sub(last_read) > life
+        self.age(now).saturating_sub(last_read) > life
+    }
+
+    fn age(&self, now: Now) -> Duration {
+        now.monotonic.saturating_duration_since(self.made)
     }
 }
 
 // === impl Slot ===
 
 impl Slot {
-    fn new(grant: &Arc<Grant>) -> Arc<Self> {
+    fn new(grant: &Arc<Grant>, last_read: u64) -> Arc<Self> {
         Arc::new(Self {
             grant: Arc::clone(grant),
             view: ArcSwap::from_pointee(View::Pending(None)),
             changed: watch::Sender::new(()),
             wanted: AtomicBool::new(false),
-            last_read: AtomicU64::new(0),
+            last_read: AtomicU64::new(last_read),
         })
+    }
+
+    fn read(&self, at: Duration) {
+        self.last_read.store(at.as_secs(), Ordering::Relaxed);
     }
 
     fn publish(&self, view: View) {
@@ -230,32 +242,4 @@ impl Slot {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn session_name_of(namespace: &str, name: &str, uid: &str) -> String {
-        session_name(&Pod {
-            uid: uid.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-            service_account: "web".into(),
-            host_network: false,
-            finished: false,
-            terminating: false,
-            running: true,
-            addresses: Vec::new(),
-            started: 0,
-        })
-    }
-
-    #[test]
-    fn session_names_tell_pods_apart_and_fit() {
-        let short = session_name_of("team-a", "web-0", "u1");
-        assert!(short.starts_with("team-a.web-0-") && short.len() == "team-a.web-0-".len() + UID_DIGITS, "{short}");
-        assert_ne!(short, session_name_of("team-a", "web-0", "u2"));
-
-        let (one, two) = (session_name_of("n", &"x".repeat(200), "u1"), session_name_of("n", &"x".repeat(200), "u2"));
-        assert_eq!(one.len(), LONGEST_SESSION_NAME);
-        assert_ne!(one, two);
-    }
-}
+mod tests;
