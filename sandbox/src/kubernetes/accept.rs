@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{resource::Resource, status::Status};
 
 const MEDIA_TYPES: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+const STREAM_TYPES: &str = ", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
 
 /// How an object is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,8 @@ struct Clause<'a> {
 }
 
 impl Form {
-    pub(super) fn negotiate(headers: &HeaderMap) -> Result<Self, Status> {
+    /// `streams` is whether the endpoint can also be watched.
+    pub(super) fn negotiate(headers: &HeaderMap, streams: bool) -> Result<Self, Status> {
         let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let accept = accept.collect::<Vec<_>>().join(",");
         if accept.is_empty() {
@@ -36,9 +38,10 @@ impl Form {
         }
         let mut clauses = accept.split(',').map(Clause::parse).collect::<Vec<_>>();
         clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
-        let json = |clause: &&Clause<'_>| matches!(clause.media_type, "application/json" | "application/*" | "*/*");
+        let json = |clause: &&Clause<'_>| matches!(clause.media_type, "application/json" | "*/*");
         if !clauses.iter().any(|clause| json(&clause)) {
-            let message = format!("406: Not Acceptable\n\nAvailable representations: {MEDIA_TYPES}");
+            let streams = if streams { STREAM_TYPES } else { "" };
+            let message = format!("406: Not Acceptable\n\nAvailable representations: {MEDIA_TYPES}{streams}");
             return Err(Status::not_acceptable(message, Some(json!({}))));
         }
         clauses.iter().filter(json).find_map(Clause::form).ok_or_else(|| {
@@ -49,14 +52,17 @@ impl Form {
 
     /// One object as the answer to a request for it.
     pub(super) fn object(self, resource: Resource, object: &Value) -> Result<Value, Status> {
+        let kind = resource.kind();
+        self.typed(typed(object, kind, "v1"), &format!("core.{kind}"))
+    }
+
+    /// An object that carries its kind, which is `go_type` to the server.
+    pub(super) fn typed(self, object: Value, go_type: &str) -> Result<Value, Status> {
         match self {
-            Self::Full => Ok(typed(object, resource.kind(), "v1")),
-            Self::Metadata => Ok(metadata_only(object)),
+            Self::Full => Ok(object),
+            Self::Metadata => Ok(metadata_only(&object)),
             Self::MetadataList => Err(Status::not_acceptable(
-                format!(
-                    "you requested PartialObjectMetadataList, but the requested object is not a list (*core.{})",
-                    resource.kind()
-                ),
+                format!("you requested PartialObjectMetadataList, but the requested object is not a list (*{go_type})"),
                 None,
             )),
         }

@@ -1,6 +1,9 @@
 //! Lists: which state they show, in pages.
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    DecodeError, Engine as _, alphabet,
+    engine::general_purpose::{GeneralPurpose, NO_PAD},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -11,6 +14,9 @@ use super::{
     status::Status,
     store::{Snapshot, Store},
 };
+
+/// As Go's `RawURLEncoding`, which overlooks bits that are left over.
+const BASE64: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// Which state a list shows.
 enum State {
@@ -34,12 +40,18 @@ struct Continuation {
 impl Continuation {
     fn encode(revision: i64, start: String) -> String {
         let continuation = Self { api_version: "meta.k8s.io/v1".to_owned(), revision, start };
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&continuation).unwrap_or_default())
+        BASE64.encode(serde_json::to_vec(&continuation).unwrap_or_default())
     }
 
     fn decode(token: &str) -> Result<Self, Status> {
         let refuse = |why: &str| Status::bad_request(format!("invalid continue token: continue key is not valid{why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|error| refuse(&format!(": {error}")))?;
+        let bytes = BASE64.decode(token).map_err(|error| {
+            let at = match error {
+                DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
+                DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => token.len(),
+            };
+            refuse(&format!(": illegal base64 data at input byte {at}"))
+        })?;
         let continuation = serde_json::from_slice::<Self>(&bytes).map_err(|error| refuse(&format!(": {error}")))?;
         if continuation.api_version != "meta.k8s.io/v1" {
             let version = &continuation.api_version;

@@ -88,7 +88,7 @@ fn unescape(value: &str) -> Result<String, String> {
                     return Err(format!("invalid field selector: invalid escape sequence: \\{sequence}"));
                 }
             },
-            '=' => return Err(format!("invalid field selector: unescaped character in value: {c}")),
+            '=' => return Err(format!("invalid field selector: unescaped character in value: {}", u32::from(c))),
             c => out.push(c),
         }
     }
@@ -114,8 +114,12 @@ impl LabelSelector {
     pub(super) fn parse(selector: &str) -> Result<Self, String> {
         let mut tokens = Tokens { rest: selector };
         let mut terms = Vec::new();
-        if tokens.peek().is_empty() {
-            return Ok(Self { terms });
+        match tokens.peek() {
+            "" => return Ok(Self { terms }),
+            other @ ("," | "=" | "==" | "!=" | "(" | ")") => {
+                return Err(format!("found '{other}', expected: !, identifier, or 'end of string'"));
+            }
+            _ => {}
         }
         loop {
             terms.push(tokens.term().map_err(|error| format!("unable to parse requirement: {error}"))?);
@@ -177,12 +181,27 @@ impl<'a> Tokens<'a> {
         }
     }
 
+    /// The name of a label; what comes before its slash is not looked at.
+    fn key(&mut self) -> Result<String, String> {
+        let key = self.identifier()?;
+        let name = key.rsplit('/').next().unwrap_or_default();
+        let valid = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.ends_with(|c: char| c.is_ascii_alphanumeric());
+        if valid {
+            return Ok(key);
+        }
+        Err(format!(
+            "<nil>: Invalid value: {key:?}: name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
+        ))
+    }
+
     fn term(&mut self) -> Result<LabelTerm, String> {
         if self.peek() == "!" {
             self.next();
-            return Ok(LabelTerm::Absent(self.identifier()?));
+            return Ok(LabelTerm::Absent(self.key()?));
         }
-        let key = self.identifier()?;
+        let key = self.key()?;
         if matches!(self.peek(), "" | ",") {
             return Ok(LabelTerm::Exists(key));
         }
@@ -205,7 +224,8 @@ impl<'a> Tokens<'a> {
             "(" => {}
             other => return Err(format!("found '{other}' expected: '('")),
         }
-        let mut values = vec![self.identifier()?];
+        // An empty set is accepted, and holds the empty value.
+        let mut values = vec![if self.peek() == ")" { String::new() } else { self.identifier()? }];
         loop {
             match self.next() {
                 ")" => return Ok(values),

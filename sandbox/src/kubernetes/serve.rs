@@ -12,7 +12,7 @@ use super::{
     options::{ListOptions, Query, parse_version},
     request::RequestInfo,
     resource::Resource,
-    status::{Status, json_response, typed_response},
+    status::{FieldError, Status, json_response, typed_response},
     store::Key,
     watch,
 };
@@ -77,6 +77,7 @@ impl Kubernetes {
             (&Method::GET, "/healthz" | "/livez" | "/readyz") => {
                 typed_response(StatusCode::OK, "text/plain; charset=utf-8", "ok".to_owned())
             }
+            (_, DISCOVERY_PATH | JWKS_PATH) => Status::method_not_allowed().response(),
             _ => not_found(),
         }
     }
@@ -88,15 +89,18 @@ impl Kubernetes {
         query: &Query,
         record: RecordedRequest,
     ) -> Result<Response<Body>, Status> {
-        if !info.group.is_empty() || !info.path.starts_with("/api/v1/") {
+        if !info.group.is_empty() {
             return Ok(not_found());
+        }
+        if !info.path.starts_with("/api/v1/") {
+            return Err(Status::no_such_resource());
         }
         let endpoint = Endpoint::of(info)?;
         let served = if matches!(endpoint, Endpoint::Token(_)) { Method::POST } else { Method::GET };
         if request.method() != served {
             return Err(Status::method_not_allowed());
         }
-        let form = Form::negotiate(request.headers())?;
+        let form = Form::negotiate(request.headers(), matches!(endpoint, Endpoint::Collection(_)))?;
         match endpoint {
             Endpoint::Collection(resource) => {
                 let namespace = if info.in_namespace { info.namespace.as_str() } else { "" };
@@ -106,7 +110,7 @@ impl Kubernetes {
                 let key = Key::new(resource, &info.namespace, &name);
                 self.object(&key, query.get("resourceVersion").unwrap_or_default(), form).await
             }
-            Endpoint::Token(name) => self.token(&info.namespace, &name, request).await,
+            Endpoint::Token(name) => self.token(&info.namespace, &name, query, form, request).await,
         }
     }
 
@@ -143,14 +147,26 @@ impl Kubernetes {
         Ok(json_response(StatusCode::OK, &form.object(key.resource, &object)?))
     }
 
-    async fn token(&self, namespace: &str, name: &str, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+    async fn token(
+        &self,
+        namespace: &str,
+        name: &str,
+        query: &Query,
+        form: Form,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Status> {
         if !is_json(request.headers()) {
             return Err(Status::unsupported_media_type());
         }
         let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(|error| Status::bad_request(error.to_string()))?.to_bytes();
+        // A dry run of a TokenRequest does what a real one does: nothing is stored either way.
+        if let Some(other) = query.get("dryRun").filter(|value| *value != "All") {
+            let error = FieldError::unsupported("dryRun", [other], &["All"]);
+            return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
+        }
         let answer = self.create_token(namespace, name, &body, true)?;
-        Ok(json_response(StatusCode::CREATED, &answer))
+        Ok(json_response(StatusCode::CREATED, &form.typed(answer, "authentication.TokenRequest")?))
     }
 }
 

@@ -24,7 +24,7 @@ impl FieldError {
         Self { kind: "FieldValueForbidden", field, body: format!("Forbidden: {detail}") }
     }
 
-    pub(super) fn unsupported(field: &'static str, value: &str, supported: &[&str]) -> Self {
+    pub(super) fn unsupported(field: &'static str, value: impl std::fmt::Debug, supported: &[&str]) -> Self {
         let supported = supported.iter().map(|value| format!("{value:?}")).collect::<Vec<_>>().join(", ");
         let body = format!("Unsupported value: {value:?}: supported values: {supported}");
         Self { kind: "FieldValueNotSupported", field, body }

@@ -62,6 +62,8 @@ pub(super) fn create(
         let why = "the namespace of the provided object does not match the namespace sent on the request";
         return Err(Status::bad_request(why));
     }
+    // Admission looks at the namespace before the account is looked up.
+    get(store, Resource::Namespaces, "", namespace)?;
     if !request.name.is_empty() && request.name != name {
         let detail = "must match the service account name if specified";
         let error = FieldError::invalid("metadata.name", format!("{:?}", request.name), detail);
@@ -170,22 +172,37 @@ impl TokenRequest {
                 "the object provided is unrecognized (must be of type TokenRequest): couldn't get version/kind; json parse error: {why} ({hex})"
             ))
         };
-        let body_value = serde_json::from_slice::<Value>(body).map_err(|error| unrecognized(&error.to_string()))?;
-        if !body_value.is_object() {
-            return Err(unrecognized("json: cannot unmarshal into an object"));
+        let value = match body {
+            [] => return Err(unrecognized("unexpected end of JSON input")),
+            body => serde_json::from_slice::<Value>(body).map_err(|error| unrecognized(&error.to_string()))?,
+        };
+        if !value.is_object() && !value.is_null() {
+            let given = type_name(&value);
+            return Err(unrecognized(&format!(
+                "json: cannot unmarshal {given} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+            )));
         }
-        let fields = Fields(&body_value);
+        let fields = Fields(&value);
+        for (pointer, kind) in [
+            ("/metadata", "v1.ObjectMeta"),
+            ("/spec", "v1.TokenRequestSpec"),
+            ("/spec/boundObjectRef", "v1.BoundObjectReference"),
+        ] {
+            fields.field(pointer, kind, |value| value.is_object().then_some(()))?;
+        }
         let (kind, api_version) = (fields.text("/kind")?, fields.text("/apiVersion")?);
         let kind = if kind.is_empty() { KIND.to_owned() } else { kind };
         let api_version = if api_version.is_empty() { format!("{GROUP}/v1") } else { api_version };
         if (kind.as_str(), api_version.as_str()) != (KIND, "authentication.k8s.io/v1") {
             let version = api_version.rsplit('/').next().unwrap_or_default();
-            let why = format!("no kind {kind:?} is registered for version {api_version:?} in scheme");
+            let why = format!(
+                "no kind {kind:?} is registered for version {api_version:?} in scheme \"pkg/runtime/scheme.go:111\""
+            );
             return Err(Status::bad_request(format!(
                 "{kind} in version {version:?} cannot be handled as a {KIND}: {why}"
             )));
         }
-        let bound = body_value.pointer("/spec/boundObjectRef").filter(|bound| !bound.is_null());
+        let bound = value.pointer("/spec/boundObjectRef").filter(|bound| !bound.is_null());
         let bound = bound.map(|_| {
             Ok::<_, Status>(BoundObject {
                 kind: fields.text("/spec/boundObjectRef/kind")?,
@@ -220,6 +237,8 @@ impl TokenRequest {
 impl BoundObject {
     fn resolve(&self, store: &Store, namespace: &str, account: &str) -> Result<Binding, Status> {
         let (group, version) = match self.api_version.split_once('/') {
+            // What is no group and version is neither.
+            Some((_, version)) if version.contains('/') => ("", ""),
             Some((group, version)) => (group, version),
             None => ("", self.api_version.as_str()),
         };
@@ -287,15 +306,18 @@ impl Fields<'_> {
     fn field<T>(&self, pointer: &str, kind: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, Status> {
         let Some(value) = self.0.pointer(pointer).filter(|value| !value.is_null()) else { return Ok(None) };
         let given = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            Value::Object(_) => "object",
+            // Go names a number only where it is one of the wrong kind.
+            Value::Number(number) if kind == "int64" => format!("number {number}"),
+            value => type_name(value).to_owned(),
+        };
+        let within = match pointer.rsplit_once('/').map(|(parent, _)| parent) {
+            Some("/metadata") => "ObjectMeta",
+            Some("/spec") => "TokenRequestSpec",
+            Some("/spec/boundObjectRef") => "BoundObjectReference",
+            _ => KIND,
         };
         let field = pointer.trim_start_matches('/').replace('/', ".");
-        let why = format!("json: cannot unmarshal {given} into Go struct field TokenRequest.{field} of type {kind}");
+        let why = format!("json: cannot unmarshal {given} into Go struct field {within}.{field} of type {kind}");
         let refused = || Status::bad_request(format!("{KIND} in version \"v1\" cannot be handled as a {KIND}: {why}"));
         read(value).map(Some).ok_or_else(refused)
     }
@@ -313,6 +335,18 @@ impl Fields<'_> {
 
     fn number(&self, pointer: &str) -> Result<Option<i64>, Status> {
         self.field(pointer, "int64", Value::as_i64)
+    }
+}
+
+/// As Go's JSON decoder calls it.
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
     }
 }
 

@@ -263,6 +263,14 @@ async fn only_the_metadata_is_shown_to_who_asks_for_no_more() {
         "NotAcceptable",
         "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf",
     );
+    for (path, streams) in [
+        (ACCOUNTS, ", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"),
+        (web.as_str(), ""),
+    ] {
+        let types = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {types}{streams}");
+        get(path, "application/vnd.kubernetes.cbor").await.refuses(406, "NotAcceptable", &message);
+    }
     // What kubectl sends: a table if possible, else the object.
     let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
     assert_eq!(get(&web, kubectl).await.json()["kind"], "ServiceAccount");

@@ -121,6 +121,9 @@ async fn an_absent_account_is_not_found_and_another_of_its_name_a_conflict() {
     let cluster = Cluster::start().await;
     let absent = cluster.token("nope", &json!({})).await;
     absent.refuses(404, "NotFound", r#"serviceaccounts "nope" not found"#);
+    let headers = [("content-type", "application/json")];
+    let nowhere = cluster.call("POST", "/api/v1/namespaces/zz/serviceaccounts/web/token", &headers, "{}").await;
+    nowhere.refuses(404, "NotFound", r#"namespaces "zz" not found"#);
     let account = cluster.get("/api/v1/namespaces/team-a/serviceaccounts/web").await.json();
     let uid = account["metadata"]["uid"].as_str().unwrap();
     let conflict = cluster.token("web", &json!({ "metadata": { "uid": "x" } })).await;
@@ -211,6 +214,9 @@ async fn a_body_that_is_no_token_request_is_refused() {
         r#"{"kind":"Pod","apiVersion":"v1"}"#,
         r#"{"kind":"TokenRequest","apiVersion":"authentication.k8s.io/v1beta1"}"#,
         r#"{"kind":"TokenReview","apiVersion":"authentication.k8s.io/v1"}"#,
+        r#"{"metadata":5}"#,
+        r#"{"spec":5}"#,
+        r#"{"spec":{"boundObjectRef":5}}"#,
         r#"{"spec":{"audiences":"x"}}"#,
         r#"{"spec":{"expirationSeconds":"x"}}"#,
     ] {

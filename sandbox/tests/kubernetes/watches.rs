@@ -122,6 +122,16 @@ async fn a_watch_from_a_version_hears_what_was_written_since() {
 }
 
 #[tokio::test]
+async fn a_watch_from_a_version_to_come_hears_what_is_written_after_it() {
+    let cluster = Cluster::start().await;
+    let version = cluster.kubernetes.resource_version() + 1;
+    let mut watch = cluster.watch(&format!("{ACCOUNTS}&resourceVersion={version}")).await;
+    cluster.kubernetes.apply_service_account("team-a", "known", &[]);
+    cluster.kubernetes.apply_service_account("team-a", "new", &[]);
+    assert_eq!(watch.heard().await, event("ADDED", "new"));
+}
+
+#[tokio::test]
 async fn a_watch_from_a_forgotten_version_is_an_error_event_and_the_end() {
     let cluster = Cluster::start().await;
     let version = cluster.kubernetes.resource_version();
