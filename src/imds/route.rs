@@ -21,17 +21,18 @@ pub enum Route<'a> {
 /// but the last segment, which is only ever compared with the role's name.
 #[must_use]
 pub fn route(path: &str) -> Route<'_> {
-    let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+    // By bytes: searching for a char costs several times as much on paths as short as these.
+    let mut segments = path.as_bytes().split(|byte| *byte == b'/').filter(|segment| !segment.is_empty());
     let mut next = || segments.next().unwrap_or_default();
     let version = next();
-    if version != "latest" && !is_date(version) {
+    if version != b"latest" && !is_date(version) {
         return Route::Other;
     }
     match (next(), next(), next(), next(), next()) {
-        ("api", "token", "", "", "") if version == "latest" => Route::Token,
-        ("api", "token", "", "", "") => Route::DatedToken,
-        ("meta-data", "iam", "security-credentials", "", "") => Route::RoleName,
-        ("meta-data", "iam", "security-credentials", name, "") => {
+        (b"api", b"token", b"", b"", b"") if version == b"latest" => Route::Token,
+        (b"api", b"token", b"", b"", b"") => Route::DatedToken,
+        (b"meta-data", b"iam", b"security-credentials", b"", b"") => Route::RoleName,
+        (b"meta-data", b"iam", b"security-credentials", name, b"") => {
             decode(name).map_or(Route::Other, Route::RoleDocument)
         }
         _ => Route::Other,
@@ -39,22 +40,22 @@ pub fn route(path: &str) -> Route<'_> {
 }
 
 /// `YYYY-MM-DD`, or the first version's `1.0`.
-fn is_date(version: &str) -> bool {
-    version == "1.0"
+fn is_date(version: &[u8]) -> bool {
+    version == b"1.0"
         || version.len() == 10
             && version
-                .bytes()
+                .iter()
                 .enumerate()
-                .all(|(at, b)| if at == 4 || at == 7 { b == b'-' } else { b.is_ascii_digit() })
+                .all(|(at, b)| if at == 4 || at == 7 { *b == b'-' } else { b.is_ascii_digit() })
 }
 
 /// Percent-decodes once: a role's name may hold `+=,.@`, which some clients encode.
-fn decode(segment: &str) -> Option<Cow<'_, str>> {
-    if !segment.contains('%') {
-        return Some(segment.into());
+fn decode(segment: &[u8]) -> Option<Cow<'_, str>> {
+    if !segment.contains(&b'%') {
+        return str::from_utf8(segment).ok().map(Cow::Borrowed);
     }
     let mut decoded = Vec::with_capacity(segment.len());
-    let mut bytes = segment.bytes();
+    let mut bytes = segment.iter().copied();
     while let Some(byte) = bytes.next() {
         decoded.push(match byte {
             b'%' => {
