@@ -91,9 +91,14 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        let (pods, disputed) = self.directory.figures();
-        self.metrics.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
-        self.metrics.disputed_addresses.set(i64::try_from(disputed).unwrap_or(i64::MAX));
+        let figures = self.directory.figures();
+        for (gauge, figure) in [
+            (&self.metrics.pods, figures.pods),
+            (&self.metrics.disputed_addresses, figures.disputed),
+            (&self.metrics.pods_with_invalid_role, figures.invalid),
+        ] {
+            gauge.set(i64::try_from(figure).unwrap_or(i64::MAX));
+        }
         self.metrics.ready.set(self.missing().is_empty().into());
         match self.metrics.text() {
             Ok((body, format)) => {

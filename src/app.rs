@@ -1,6 +1,6 @@
 //! The daemon: wiring in one place.
 //!
-//! [`build`] binds, puts the rules in place and starts every task; [`Bound::run`] serves to the end. Port
+//! [`build`] binds and starts every task; [`Bound::run`] serves to the end. Port
 //! 0 works, and the addresses can be read back.
 
 use std::{
@@ -10,12 +10,12 @@ use std::{
 };
 
 use anyhow::Context as _;
-use kube::config::KubeConfigOptions;
+use kube::{client::ClientBuilder, config::KubeConfigOptions};
 use tokio::{
     net::TcpListener,
-    sync::oneshot,
     task::{JoinError, JoinSet},
 };
+use tower::timeout::TimeoutLayer;
 
 use crate::{
     admin::{self, Admin},
@@ -32,15 +32,21 @@ use crate::{
     intercept::{self, Firewall, METADATA, Part, guard::Guard, iptables::Iptables, reconcile},
     metrics::Metrics,
     readiness::{Condition, Readiness},
-    sts::Sts,
+    sts::{self, Sts},
     token,
 };
 
 /// What is in flight may take this long to end.
 const GRACE: Duration = Duration::from_secs(5);
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
+/// Between two questions for the region.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// From a request to the head of its answer; of a list or a watch, the body comes later.
+const ANSWER_TIME_LIMIT: Duration = Duration::from_secs(10);
+/// Silence on a connection; an API server sends bookmarks on a watch about once a minute.
+const SILENCE_LIMIT: Duration = Duration::from_secs(100);
 
-/// A daemon that listens and whose rules are in place.
+/// A daemon that listens.
 #[derive(Debug)]
 pub struct Bound {
     /// Where pods' requests arrive.
@@ -52,20 +58,20 @@ pub struct Bound {
     drain: drain::Trigger,
 }
 
-/// Binds, puts the rules in place and starts all tasks. What can fail for want of an operator fails before
-/// anything is changed on the node.
+/// Binds and starts all tasks, that which puts the rules in place first. What can fail for want of an operator
+/// fails before anything is changed on the node.
 ///
 /// # Errors
 /// In one line, what cannot be had.
 pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let metrics = Arc::new(Metrics::new()?);
     let client = client(&config.api_server).await?;
-    let sts = sts(&config).await?;
+    let https = sts::https(config.sts.ca_bundle).context("--ca-bundle")?;
     let listener = bind("--listen", config.listen.into()).await?;
     let admin_listener = bind("--admin-listen", config.admin_listen).await?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
-    let session_key = key::load_or_make(&config.state_dir)?;
     let parts = parts(config.intercept, address)?;
+    let session_key = key::load_or_make(&config.state_dir)?;
 
     let readiness = Arc::new(Readiness::default());
     let mut tasks = JoinSet::new();
@@ -74,9 +80,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         tracing::warn!("--intercept none: no guard keeps pods from the node's role");
     } else {
         readiness.lacks(Condition::Rules, "not in place yet");
-        let (installed, first_try) = oneshot::channel();
-        spawn(&mut tasks, "rules", reconcile::keep(parts, Arc::clone(&readiness), Arc::clone(&metrics), installed));
-        first_try.await.context("the rules' task ended")?;
+        spawn(&mut tasks, "rules", reconcile::keep(parts, Arc::clone(&readiness), Arc::clone(&metrics)));
     }
 
     let channel = Channel::new();
@@ -90,8 +94,16 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         let directory = Arc::clone(&directory);
         move |grant: &_| directory.entitled(grant)
     };
-    let refresher = Refresher::new(Arc::new(tokens), Arc::new(sts), entitled, Arc::clone(&metrics), channel);
-    spawn(&mut tasks, "refresher", refresher.run());
+    let refresher = {
+        let (location, readiness, metrics) = (config.sts.location, Arc::clone(&readiness), Arc::clone(&metrics));
+        async move {
+            // Until then whoever asks waits, as for an exchange that takes long.
+            let (region, endpoint) = locate(location, &readiness).await;
+            let sts = Sts::new(https, region, endpoint);
+            Refresher::new(Arc::new(tokens), Arc::new(sts), entitled, metrics, channel).run().await;
+        }
+    };
+    spawn(&mut tasks, "refresher", refresher);
 
     let imds = Imds::new(Arc::clone(&directory), store, session_key, Arc::clone(&metrics));
     let accept = match config.intercept {
@@ -104,7 +116,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     let pods = watch::pods(client.clone(), config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
     spawn(&mut tasks, "watch of pods", pods);
-    let accounts = accounts::service_accounts(client, Arc::clone(&directory), Arc::clone(&metrics));
+    let accounts =
+        accounts::service_accounts(client, config.annotation_keys, Arc::clone(&directory), Arc::clone(&metrics));
     spawn(&mut tasks, "watches of service accounts", accounts);
     let admin = Admin { metrics, readiness: Arc::clone(&readiness), directory };
     spawn(&mut tasks, "operator's listener", admin::serve(admin_listener, Arc::new(admin)));
@@ -126,7 +139,7 @@ impl Bound {
         self.readiness.lacks(Condition::Running, "stopping");
         tracing::info!("stopping: requests in flight are answered, guard and redirect stay");
         if !self.drain.drain(GRACE).await {
-            anyhow::bail!("some requests were still in flight after {} s", GRACE.as_secs());
+            tracing::warn!("some requests were still in flight after {} s", GRACE.as_secs());
         }
         Ok(())
     }
@@ -160,21 +173,38 @@ async fn client(api_server: &ApiServer) -> anyhow::Result<kube::Client> {
     // Retries are ours: the client's own go on for minutes, and would repeat a TokenRequest.
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIME_LIMIT);
-    kube::Client::try_from(config).map_err(|_| anyhow::anyhow!("--kubeconfig: its keys or certificates cannot be used"))
+    config.read_timeout = Some(SILENCE_LIMIT);
+    let builder = ClientBuilder::try_from(config)
+        .map_err(|_| anyhow::anyhow!("--kubeconfig: its keys or certificates cannot be used"))?;
+    Ok(builder.with_layer(&TimeoutLayer::new(ANSWER_TIME_LIMIT)).build())
 }
 
-async fn sts(config: &Config) -> anyhow::Result<Sts> {
-    let (region, endpoint) = match &config.sts.location {
-        StsLocation::Region(region) => (Some(region.clone()), None),
-        StsLocation::Endpoint { url, region } => (region.clone(), Some(url.clone())),
-        StsLocation::AskImds(imds) => {
-            let region = upstream::region(imds).await;
-            let region = region.with_context(|| format!("--region: is missing, and {imds} does not say"))?;
-            tracing::info!(region, "the metadata service names the region");
-            (Some(region), None)
-        }
+/// The region and endpoint of STS; asks the real metadata service for the region until it answers.
+async fn locate(location: StsLocation, readiness: &Readiness) -> (Option<String>, Option<String>) {
+    let imds = match location {
+        StsLocation::Region(region) => return (Some(region), None),
+        StsLocation::Endpoint { url, region } => return (region, Some(url)),
+        StsLocation::AskImds(imds) => imds,
     };
-    Sts::new(region, endpoint, config.sts.ca_bundle.clone()).context("--ca-bundle")
+    let mut told = false;
+    readiness.lacks(Condition::Region, format!("{imds} has not been asked yet"));
+    loop {
+        match upstream::region(&imds).await {
+            Ok(region) => {
+                tracing::info!(region, "the metadata service names the region");
+                readiness.holds(Condition::Region);
+                return (Some(region), None);
+            }
+            Err(error) => {
+                let problem = format!("--region is not given, and {imds} does not name it: {error}");
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!("{problem}; it is asked again");
+                }
+                readiness.lacks(Condition::Region, problem);
+            }
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -68,6 +68,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "AUDIENCE", default_value = "sts.amazonaws.com", env = "KUBE2IRSA_TOKEN_AUDIENCE")]
     pub token_audience: String,
 
+    /// Prefix of the service accounts' annotations.
+    #[arg(long, value_name = "PREFIX", default_value = "eks.amazonaws.com", env = "KUBE2IRSA_ANNOTATION_PREFIX")]
+    pub annotation_prefix: String,
+
     /// Directory for the session key, best on tmpfs.
     #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,

@@ -12,7 +12,10 @@ use std::{
 use http::{Uri, uri::Scheme};
 use kube::config::Kubeconfig;
 
-use crate::{cli::RunArgs, identity::NodeName};
+use crate::{
+    cli::RunArgs,
+    identity::{NodeName, annotations::Keys},
+};
 
 /// The most threads that make sense on a node's daemon.
 const MOST_THREADS: usize = 64;
@@ -32,6 +35,8 @@ pub struct Config {
     pub sts: StsConfig,
     /// The audience of service account tokens.
     pub token_audience: String,
+    /// The annotations that service accounts are read by.
+    pub annotation_keys: Keys,
     /// Where the session key is kept.
     pub state_dir: PathBuf,
     /// How requests are redirected.
@@ -156,7 +161,7 @@ impl Config {
     pub fn new(args: &RunArgs) -> Result<Self, ConfigErrors> {
         let mut errors = Errors::default();
         let node_name = match args.node_name.as_deref() {
-            Some(name) if is_node_name(name) => NodeName::from(name),
+            Some(name) if is_dns_name(name) => NodeName::from(name),
             Some(name) => errors.add(format!("--node-name {name:?}: not the name of a node"), "".into()),
             None => errors.add("--node-name: is missing".to_owned(), "".into()),
         };
@@ -212,6 +217,9 @@ impl Config {
         if args.token_audience.is_empty() {
             errors.add("--token-audience: must not be empty".to_owned(), ());
         }
+        if !is_dns_name(&args.annotation_prefix) {
+            errors.add(format!("--annotation-prefix {:?}: is not a DNS name", args.annotation_prefix), ());
+        }
         if args.state_dir.is_empty() {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
@@ -224,6 +232,7 @@ impl Config {
             admin_listen,
             sts: StsConfig { location, ca_bundle },
             token_audience: args.token_audience.clone(),
+            annotation_keys: Keys::new(&args.annotation_prefix),
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
             log_format,
@@ -324,7 +333,7 @@ fn is_bare(uri: &Uri) -> bool {
 }
 
 /// A DNS-1123 subdomain.
-fn is_node_name(name: &str) -> bool {
+fn is_dns_name(name: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')

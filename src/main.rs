@@ -2,7 +2,6 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use anyhow::Context as _;
 use clap::{Parser as _, error::ErrorKind};
 use kube2irsa::{
     app,
@@ -70,7 +69,10 @@ fn run(config: Config) -> anyhow::Result<()> {
 
 fn remove_rules() -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(intercept::remove_all()).context("the rules could not be removed")
+    runtime.block_on(intercept::remove_all()).map_err(|errors| {
+        let errors = errors.iter().map(|error| format!("not removed: {error}")).collect::<Vec<_>>();
+        anyhow::Error::msg(errors.join("\n"))
+    })
 }
 
 fn fail(code: u8, text: &str) -> ExitCode {

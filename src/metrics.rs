@@ -63,6 +63,8 @@ pub struct Metrics {
     pub pods: IntGauge,
     /// Addresses that several pods claim.
     pub disputed_addresses: IntGauge,
+    /// Pods whose service account's annotations cannot be meant.
+    pub pods_with_invalid_role: IntGauge,
     /// Objects whose form was not understood.
     pub unreadable_objects: IntCounter,
     /// Watches that broke, by resource.
@@ -146,6 +148,10 @@ impl Metrics {
             disputed_addresses: gauge(
                 "disputed_addresses",
                 "Addresses that several pods claim; nobody is served there.",
+            )?,
+            pods_with_invalid_role: gauge(
+                "pods_with_invalid_role",
+                "Pods whose service account has annotations that cannot be meant; the log names them.",
             )?,
             unreadable_objects: counter(
                 "unreadable_objects_total",

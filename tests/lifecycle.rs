@@ -150,9 +150,43 @@ fn the_region_can_be_given_or_asked_for() {
         assert_eq!(role_status(&web), 200, "{}", daemon.log());
         assert!(daemon.stop().success());
     }
-    sandbox.cloud.imds.set_down(true);
-    let output = sandbox.daemon(daemon_binary()).stderr(Stdio::piped()).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("--region"), "{said}");
+}
+
+#[test]
+fn a_metadata_service_that_does_not_name_the_region_at_first_leaves_no_pod_with_the_nodes_role() {
+    let sandbox = sandbox();
+    sandbox.add_service_account("team-a", "web", "web").unwrap();
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    sandbox.cloud.imds.stall(true);
+    let mut daemon = Daemon::started(&sandbox, &[]);
+    eventually("it says what it lacks", || {
+        let lacks = sandbox::sandbox::get(sandbox.node(), sandbox::sandbox::ADMIN, "/readyz");
+        lacks.is_ok_and(|(status, lacks)| status == 503 && lacks.contains("region: --region is not given"))
+    });
+    let document = support::ask(&web, "GET", &format!("{ROLE_NAME}web"), &[]).unwrap();
+    assert_eq!(document.status, 503);
+    sandbox.cloud.imds.stall(false);
+    daemon.wait_until_ready(&sandbox);
+    assert_eq!(role_status(&web), 200);
+}
+
+#[test]
+fn half_a_request_does_not_hold_up_the_end() {
+    let sandbox = sandbox();
+    sandbox.add_service_account("team-a", "web", "web").unwrap();
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    let mut half_a_head = connect(&web).unwrap();
+    half_a_head.send_bytes(b"GET /latest HTTP/1.1\r\nHost:").unwrap();
+    let mut half_a_body = connect(&web).unwrap();
+    let head = "PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+    half_a_body.send_bytes(format!("{head}Content-Length: 10\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(half_a_body.answer().unwrap().status, 400, "it is not waited for longer than any request");
+    let mut second_half = connect(&web).unwrap();
+    second_half.send_bytes(format!("{head}Content-Length: 10\r\n\r\n").as_bytes()).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let log_before = daemon.log();
+    assert!(daemon.stop().success(), "{log_before}");
+    let log = fs::read_to_string(sandbox.directory().join("daemon.log")).unwrap();
+    assert!(!log.contains("still in flight"), "{log}");
 }

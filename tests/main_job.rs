@@ -52,10 +52,13 @@ fn a_pod_without_a_role_gets_none() {
     let plain = sandbox.add_pod("team-a", "plain-0", "plain").unwrap();
     let empty = sandbox.add_pod("team-a", "empty-0", "empty").unwrap();
     let wrong = sandbox.add_pod("team-a", "wrong-0", "wrong").unwrap();
-    let _daemon = Daemon::ready(&sandbox, &[]);
+    let daemon = Daemon::ready(&sandbox, &[]);
     let report = sdk(&sandbox, &plain);
     assert!(report.arn.is_none(), "{report:?}");
     assert_eq!((role_status(&plain), role_status(&empty), role_status(&wrong)), (404, 404, 403));
+    let log = daemon.log();
+    assert!(log.contains("service account team-a/wrong gets no credentials: annotation"), "{log}");
+    assert_eq!(metric(&sandbox, "kube2irsa_pods_with_invalid_role"), 1.0);
     assert_eq!(exchanges(&sandbox), 0);
 }
 
@@ -110,9 +113,13 @@ fn a_pod_on_the_address_of_another_gets_its_own_role() {
     let address = first.address();
     sandbox.remove_pod(first).unwrap();
     let second = sandbox.add_pod_at("team-b", "second-0", "second", address).unwrap();
-    eventually("the second pod is served", || role_status(&second) == 200);
-    let name = ask(&second, "GET", support::ROLE_NAME, &[]).unwrap();
-    assert_eq!(name.text(), "second");
+    let document = format!("{}first", support::ROLE_NAME);
+    eventually("the second pod is served", || {
+        assert_ne!(ask(&second, "GET", &document, &[]).unwrap().status, 200, "the first pod's credentials");
+        let name = ask(&second, "GET", support::ROLE_NAME, &[]).unwrap();
+        assert!(name.status != 200 || name.text() == "second", "{name:?}");
+        name.status == 200
+    });
     let arn = sdk(&sandbox, &second).arn.unwrap();
     assert!(arn.contains("assumed-role/second/team-b.second-0-"), "{arn}");
     let with_old_token = ask(&second, "GET", support::ROLE_NAME, &[("X-aws-ec2-metadata-token", &token)]).unwrap();
@@ -133,5 +140,32 @@ fn credentials_are_renewed_before_they_end() {
         answer.json()["AccessKeyId"].to_string()
     };
     let first = key();
-    eventually("other credentials are served", || key() != first);
+    eventually("they are fetched again though nobody asks", || exchanges(&sandbox) == 2);
+    assert_ne!(key(), first);
+}
+
+#[test]
+fn a_service_account_says_its_audience_and_how_long_sessions_last() {
+    let sandbox = sandbox();
+    let arn = sandbox.add_service_account("team-a", "web", "web").unwrap();
+    let role = ("eks.amazonaws.com/role-arn", arn.as_str());
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    let life = || {
+        let document = ask(&web, "GET", &format!("{}web", support::ROLE_NAME), &[]).unwrap().json();
+        let date = |field: &str| document[field].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_second();
+        date("Expiration") - date("LastUpdated")
+    };
+    assert!((3595..=3600).contains(&life()));
+
+    sandbox.annotate("team-a", "web", &[role, ("kube2irsa.io/session-duration", "900")]);
+    eventually("a session of 900 s", || life() <= 900);
+
+    // Longer than the role allows: it gets what every role allows.
+    sandbox.annotate("team-a", "web", &[role, ("kube2irsa.io/session-duration", "43200")]);
+    eventually("a session of an hour again", || life() > 900);
+    assert!((3590..=3600).contains(&life()));
+
+    sandbox.annotate("team-a", "web", &[role, ("eks.amazonaws.com/audience", "another.example")]);
+    eventually("STS refuses another audience", || role_status(&web) == 403);
 }

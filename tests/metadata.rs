@@ -37,7 +37,9 @@ fn a_session_token_is_given_at_once_to_whoever_asks_rightly() {
             assert!(answer.header("content-length").is_some() && !answer.text().ends_with('\n'));
         }
     }
-    for headers in [&[][..], &[(TTL, "0")], &[(TTL, "21601")], &[(TTL, "-1")], &[(TTL, "soon")], &[(TTL, "")]] {
+    for headers in
+        [&[][..], &[(TTL, "0")], &[(TTL, "21601")], &[(TTL, "-1")], &[(TTL, "+60")], &[(TTL, "soon")], &[(TTL, "")]]
+    {
         let answer = ask(&web, "PUT", "/latest/api/token", headers).unwrap();
         assert_eq!((answer.status, answer.header(TTL), answer.body.len()), (400, None, 0), "{headers:?}");
     }
@@ -160,4 +162,10 @@ fn a_document_that_cannot_be_had_closes_crts_connection() {
     let mut crt = connect(&web).unwrap();
     crt.send("GET", &path, &[("User-Agent", "aws-sdk-crt/aws-c-http")]).unwrap();
     assert!(crt.is_closed());
+    support::eventually("STS is given up on", || {
+        metric(&sandbox, "kube2irsa_sts_exchanges_total{result=\"Timeout\"}") >= 1.0
+    });
+    let mut other = connect(&web).unwrap();
+    other.send("GET", &format!("{ROLE_NAME}other"), &[("User-Agent", "aws-sdk-crt/aws-c-http")]).unwrap();
+    assert!(other.is_closed(), "whatever the reason");
 }

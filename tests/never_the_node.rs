@@ -137,6 +137,9 @@ fn when_routing_rules_are_flushed_too_the_guard_comes_back() {
     let web = exposed_pod(&sandbox);
     let _daemon = Daemon::ready(&sandbox, &[]);
     let before = support::rules(&sandbox);
+    for address in ["169.254.169.254", "fd00:ec2::254"] {
+        assert!(before.contains(&format!("from all to {address} prohibit")), "{before}");
+    }
     let flush = "ip rule flush; ip rule add pref 32766 lookup main; ip rule add pref 32767 lookup default; \
         ip -6 rule flush; ip -6 rule add pref 32766 lookup main; true";
     assert!(sandbox.node().command("sh").args(["-c", flush]).status().unwrap().success());
@@ -224,4 +227,41 @@ fn the_rules_stay_when_the_daemon_stops_and_leave_with_an_operators_command() {
     assert!(remove.status().unwrap().success());
     assert_eq!(support::rules(&sandbox), before);
     assert!(gets_the_node_role(web.network()));
+}
+
+#[test]
+fn another_interceptors_rule_for_the_same_address_comes_after_ours() {
+    let sandbox = sandbox();
+    let web = exposed_pod(&sandbox);
+    let mut daemon = Daemon::ready(&sandbox, &[]);
+    let other =
+        "iptables -t nat -I PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to 10.0.0.10:9999";
+    assert!(sandbox.node().command("sh").args(["-c", other]).status().unwrap().success());
+    eventually("our jump is before the other's", || {
+        role_status_or_none(&web) == Some(200) && support::rules(&sandbox).contains("9999")
+    });
+    daemon.wait_until_ready(&sandbox);
+}
+
+fn role_status_or_none(pod: &Pod) -> Option<u16> {
+    ask(pod, "GET", ROLE_NAME, &[]).ok().map(|answer| answer.status)
+}
+
+#[test]
+fn rules_that_cannot_be_removed_are_said_to_stay() {
+    let sandbox = sandbox();
+    let _web = exposed_pod(&sandbox);
+    assert!(Daemon::ready(&sandbox, &[]).stop().success());
+    let remove = |path: &str| {
+        let command = sandbox.node().command(support::daemon_binary()).args(["rules", "remove"]).env("PATH", path);
+        command.output().unwrap()
+    };
+    let without_iptables = remove("/nowhere");
+    assert!(!without_iptables.status.success());
+    let said = String::from_utf8(without_iptables.stderr).unwrap();
+    assert!(said.contains("not removed: iptables is not installed"), "{said}");
+    assert!(!support::rules(&sandbox).contains("prohibit"), "what can be removed is");
+    assert!(support::rules(&sandbox).contains("KUBE2IRSA"));
+    assert!(remove("/usr/sbin:/sbin").status.success());
+    assert!(!support::rules(&sandbox).contains("KUBE2IRSA"));
 }

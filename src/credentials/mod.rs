@@ -60,6 +60,8 @@ enum View {
 
 /// One pod's credentials for one role.
 pub struct Slot {
+    /// Unlike its address in memory, never another's later.
+    id: u64,
     grant: Arc<Grant>,
     view: ArcSwap<View>,
     changed: watch::Sender<()>,
@@ -71,7 +73,10 @@ pub struct Slot {
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot").field("pod", &self.grant.pod.uid).field("role", &self.grant.role).finish_non_exhaustive()
+        f.debug_struct("Slot")
+            .field("pod", &self.grant.pod.uid)
+            .field("role", self.grant.role())
+            .finish_non_exhaustive()
     }
 }
 
@@ -94,6 +99,7 @@ pub struct Store {
     slots: DashMap<PodUid, Arc<Slot>>,
     commands: mpsc::UnboundedSender<Command>,
     made: Instant,
+    next_id: AtomicU64,
 }
 
 /// What the refresher is told.
@@ -109,7 +115,7 @@ enum Command {
 
 impl Store {
     fn new(commands: mpsc::UnboundedSender<Command>) -> Self {
-        Self { slots: DashMap::new(), commands, made: clock::now().monotonic }
+        Self { slots: DashMap::new(), commands, made: clock::now().monotonic, next_id: AtomicU64::new(0) }
     }
 
     /// The credentials of `grant`, if they are there now. Never waits.
@@ -177,7 +183,10 @@ impl Store {
     }
 
     fn slot(&self, grant: &Arc<Grant>) -> Arc<Slot> {
-        let new = || Slot::new(grant, self.age(clock::now()).as_secs());
+        let new = || {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            Slot::new(id, grant, self.age(clock::now()).as_secs())
+        };
         let mut entry = self.slots.entry(grant.pod.uid.clone()).or_insert_with(new);
         if entry.grant == *grant {
             return Arc::clone(&entry);
@@ -221,8 +230,9 @@ impl Store {
 // === impl Slot ===
 
 impl Slot {
-    fn new(grant: &Arc<Grant>, last_read: u64) -> Arc<Self> {
+    fn new(id: u64, grant: &Arc<Grant>, last_read: u64) -> Arc<Self> {
         Arc::new(Self {
+            id,
             grant: Arc::clone(grant),
             view: ArcSwap::from_pointee(View::Pending(None)),
             changed: watch::Sender::new(()),

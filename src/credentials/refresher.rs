@@ -34,8 +34,8 @@ const CONCURRENT_FETCHES: usize = 16;
 /// Whether a pod is still alive and entitled to this.
 type Entitled = Box<dyn Fn(&Grant) -> bool + Send + Sync>;
 
-/// Address of a slot in memory: its key while the refresher holds it.
-type Key = usize;
+/// A slot's id.
+type Key = u64;
 
 /// The one writer of all slots.
 pub struct Refresher {
@@ -103,7 +103,7 @@ impl Refresher {
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Want(slot)) => self.wanted(slot),
-                    Some(Command::Retire(slot)) => self.step(key(&slot), Event::Retired),
+                    Some(Command::Retire(slot)) => self.step(slot.id, Event::Retired),
                     None => return,
                 },
                 Some(fetched) = self.fetches.join_next_with_id() => self.fetched(fetched),
@@ -118,7 +118,7 @@ impl Refresher {
         if matches!(**slot.view.load(), View::Gone) {
             return;
         }
-        let key = key(&slot);
+        let key = slot.id;
         self.slots.entry(key).or_insert(Tracked { slot, state: State::Empty });
         self.step(key, Event::Wanted);
     }
@@ -209,10 +209,6 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-fn key(slot: &Arc<Slot>) -> Key {
-    Arc::as_ptr(slot) as Key
-}
-
 impl Slot {
     fn publish_if_new(&self, view: View) {
         let same = match (&**self.view.load(), &view) {
@@ -256,7 +252,7 @@ impl FetchError {
 impl Fetcher {
     async fn fetch(self: Arc<Self>, grant: Arc<Grant>) -> Result<Arc<Document>, Failure> {
         self.try_fetch(&grant).await.map(Arc::new).map_err(|error| {
-            let Grant { pod, role, .. } = &*grant;
+            let (pod, role) = (&grant.pod, grant.role());
             tracing::warn!(
                 namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
                 "service account {}/{} got no credentials: {error}", pod.namespace, pod.service_account
@@ -279,7 +275,7 @@ impl Fetcher {
     }
 
     async fn token(&self, grant: &Grant) -> Result<SecretString, TokenError> {
-        let token = self.tokens.token(&grant.pod, &grant.account).await;
+        let token = self.tokens.token(grant).await;
         let result = token.as_ref().map_or_else(TokenError::label, |_| "ok");
         self.metrics.token_requests.with_label_values(&[result]).inc();
         token
@@ -292,7 +288,7 @@ impl Fetcher {
         token: &SecretString,
     ) -> Result<Session, ExchangeError> {
         let start = clock::now();
-        let session = self.exchange.exchange(&grant.role, session_name, token).await;
+        let session = self.exchange.exchange(&grant.wish, session_name, token).await;
         self.metrics.exchange_seconds.observe(clock::now().monotonic.duration_since(start.monotonic).as_secs_f64());
         let result = session.as_ref().map_or_else(ExchangeError::label, |_| "ok");
         self.metrics.exchanges.with_label_values(&[result]).inc();

@@ -12,7 +12,7 @@ use super::{
     *,
 };
 use crate::{
-    identity::{RoleArn, ServiceAccountUid},
+    identity::Wish,
     metrics::Metrics,
     sts::{Class, Exchange, ExchangeError, Session},
     token::{TokenError, TokenSource},
@@ -36,9 +36,13 @@ fn pod(namespace: &str, name: &str, uid: &str) -> Pod {
 fn grant(uid: &str) -> Arc<Grant> {
     Arc::new(Grant {
         pod: Arc::new(pod("team-a", uid, uid)),
-        role: "arn:aws:iam::123456789012:role/web".parse().unwrap(),
         account: "sa".into(),
+        wish: wish("arn:aws:iam::123456789012:role/web"),
     })
+}
+
+fn wish(role: &str) -> Wish {
+    Wish { role: role.parse().unwrap(), audience: None, session_seconds: 3600, regional_sts: None }
 }
 
 fn soon() -> tokio::time::Instant {
@@ -61,7 +65,7 @@ struct Fake {
 }
 
 impl TokenSource for Fake {
-    fn token<'a>(&'a self, _: &'a Pod, _: &'a ServiceAccountUid) -> BoxFuture<'a, Result<SecretString, TokenError>> {
+    fn token<'a>(&'a self, _: &'a Grant) -> BoxFuture<'a, Result<SecretString, TokenError>> {
         async { Ok("token".into()) }.boxed()
     }
 }
@@ -69,7 +73,7 @@ impl TokenSource for Fake {
 impl Exchange for Fake {
     fn exchange<'a>(
         &'a self,
-        _: &'a RoleArn,
+        _: &'a Wish,
         session_name: &'a str,
         _: &'a SecretString,
     ) -> BoxFuture<'a, Result<Session, ExchangeError>> {
@@ -208,7 +212,7 @@ async fn nothing_is_fetched_for_who_is_not_entitled() {
 #[tokio::test]
 async fn another_role_of_the_same_pod_is_another_slot_and_ends_the_first() {
     let (engine, first) = (engine(2, Answer::Good), grant("1"));
-    let second = Arc::new(Grant { role: "arn:aws:iam::123456789012:role/other".parse().unwrap(), ..(*first).clone() });
+    let second = Arc::new(Grant { wish: wish("arn:aws:iam::123456789012:role/other"), ..(*first).clone() });
     let Outcome::Document(of_first) = engine.store.obtain(&first, soon()).await else { panic!() };
     let Outcome::Document(of_second) = engine.store.obtain(&second, soon()).await else { panic!() };
     assert_ne!(of_first, of_second);

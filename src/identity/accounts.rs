@@ -15,17 +15,15 @@ use kube::{
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::{
+    annotations::Keys,
     directory::{Directory, ServiceAccount},
     names::{Namespace, ServiceAccountName},
     watch,
 };
 use crate::metrics::Metrics;
 
-/// The annotation that names the role, as the EKS pod identity webhook reads it.
-const ROLE_ARN: &str = "eks.amazonaws.com/role-arn";
-
 /// Keeps a watch open for each namespace that the directory wants; ends only when one of them fails for good.
-pub async fn service_accounts(client: Client, directory: Arc<Directory>, metrics: Arc<Metrics>) {
+pub async fn service_accounts(client: Client, keys: Keys, directory: Arc<Directory>, metrics: Arc<Metrics>) {
     let mut wanted = directory.namespaces();
     let mut tasks = JoinSet::new();
     let mut watches = HashMap::<Namespace, AbortHandle>::new();
@@ -42,7 +40,8 @@ pub async fn service_accounts(client: Client, directory: Arc<Directory>, metrics
         for namespace in namespaces {
             watches.entry(namespace).or_insert_with_key(|namespace| {
                 let api = Api::namespaced(client.clone(), namespace.as_str());
-                tasks.spawn(of_namespace(api, namespace.clone(), Arc::clone(&directory), Arc::clone(&metrics)))
+                let (keys, directory, metrics) = (keys.clone(), Arc::clone(&directory), Arc::clone(&metrics));
+                tasks.spawn(of_namespace(api, namespace.clone(), keys, directory, metrics))
             });
         }
         metrics.service_account_watches.set(i64::try_from(watches.len()).unwrap_or(i64::MAX));
@@ -56,24 +55,25 @@ pub async fn service_accounts(client: Client, directory: Arc<Directory>, metrics
 async fn of_namespace(
     api: Api<PartialObjectMeta<v1::ServiceAccount>>,
     namespace: Namespace,
+    keys: Keys,
     directory: Arc<Directory>,
     metrics: Arc<Metrics>,
 ) {
     let watch = watcher::watcher(api, watch::config());
-    let mut events = std::pin::pin!(watch::events(watch, "serviceaccounts", &metrics));
+    let mut events = std::pin::pin!(watch::events(watch, "serviceaccounts", &metrics, || {}));
     let mut listed = HashMap::new();
     while let Some(event) = events.next().await {
         match event {
             Event::Init => listed.clear(),
-            Event::InitApply(account) => listed.extend(read(account.metadata)),
+            Event::InitApply(account) => listed.extend(read(&keys, account.metadata)),
             Event::InitDone => directory.reset_accounts(&namespace, std::mem::take(&mut listed)),
             Event::Apply(account) => {
-                if let Some((name, account)) = read(account.metadata) {
+                if let Some((name, account)) = read(&keys, account.metadata) {
                     directory.apply_account(&namespace, name, account);
                 }
             }
             Event::Delete(account) => {
-                if let Some((name, account)) = read(account.metadata) {
+                if let Some((name, account)) = read(&keys, account.metadata) {
                     directory.delete_account(&namespace, &name, &account.uid);
                 }
             }
@@ -81,7 +81,7 @@ async fn of_namespace(
     }
 }
 
-fn read(metadata: ObjectMeta) -> Option<(ServiceAccountName, ServiceAccount)> {
-    let role_arn = metadata.annotations.and_then(|mut annotations| annotations.remove(ROLE_ARN));
-    Some((metadata.name?.into(), ServiceAccount { uid: metadata.uid?.into(), role_arn }))
+fn read(keys: &Keys, metadata: ObjectMeta) -> Option<(ServiceAccountName, ServiceAccount)> {
+    let wish = keys.read(&metadata.annotations.unwrap_or_default());
+    Some((metadata.name?.into(), ServiceAccount { uid: metadata.uid?.into(), wish }))
 }

@@ -15,37 +15,38 @@ use dashmap::DashMap;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
+    annotations::{AnnotationError, Wish},
     index::{Changed, Claim, Pod, PodIndex},
-    names::{Namespace, NotARoleArn, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid},
+    names::{Namespace, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid},
 };
 
 /// The role of a pod's service account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Not known yet: the namespace's service accounts are still being read.
+    /// Not known (yet): the service account has not been read, or is gone.
     Unknown,
     /// The service account names none.
     None,
-    /// The service account names something that is no role.
-    Invalid(NotARoleArn),
+    /// The service account's annotations cannot be meant, or its namespace does not permit the role.
+    Invalid(AnnotationError),
     /// This one.
     Granted(Arc<Grant>),
 }
 
-/// What a pod is entitled to. Two grants are the same when pod UID, role and account are.
+/// What a pod is entitled to. Two grants are the same when the pod's UID, its account and the wish are.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// The pod.
     pub pod: Arc<Pod>,
-    /// The role to assume.
-    pub role: RoleArn,
-    /// The service account that names it.
+    /// Its service account.
     pub account: ServiceAccountUid,
+    /// What that asks for.
+    pub wish: Wish,
 }
 
 impl PartialEq for Grant {
     fn eq(&self, other: &Self) -> bool {
-        self.pod.uid == other.pod.uid && self.role == other.role && self.account == other.account
+        self.pod.uid == other.pod.uid && self.account == other.account && self.wish == other.wish
     }
 }
 
@@ -97,21 +98,40 @@ impl Unidentified {
 pub struct ServiceAccount {
     /// `metadata.uid`.
     pub uid: ServiceAccountUid,
-    /// The `role-arn` annotation.
-    pub role_arn: Option<String>,
+    /// What its annotations say.
+    pub wish: Result<Option<Wish>, AnnotationError>,
 }
 
 impl ServiceAccount {
     fn role(&self, pod: &Arc<Pod>) -> Role {
-        match self.role_arn.as_deref() {
-            // The EKS webhook takes an empty value for none.
-            None | Some("") => Role::None,
-            Some(text) => match text.parse() {
-                Ok(role) => Role::Granted(Arc::new(Grant { pod: Arc::clone(pod), role, account: self.uid.clone() })),
-                Err(error) => Role::Invalid(error),
-            },
+        match &self.wish {
+            Ok(None) => Role::None,
+            Ok(Some(wish)) => {
+                let (pod, account) = (Arc::clone(pod), self.uid.clone());
+                Role::Granted(Arc::new(Grant { pod, account, wish: wish.clone() }))
+            }
+            Err(error) => Role::Invalid(error.clone()),
         }
     }
+}
+
+impl Grant {
+    /// The role to assume.
+    #[must_use]
+    pub fn role(&self) -> &RoleArn {
+        &self.wish.role
+    }
+}
+
+/// Figures for the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Pods of this node.
+    pub pods: usize,
+    /// Addresses that several of them claim.
+    pub disputed: usize,
+    /// Pods whose service account's annotations cannot be meant.
+    pub invalid: usize,
 }
 
 /// Called with a pod to which nothing that it got so far may be given any longer.
@@ -130,6 +150,8 @@ pub struct Directory {
 struct State {
     index: PodIndex,
     pods_synced: bool,
+    /// The watch broke and has said nothing since.
+    pods_may_lag: bool,
     accounts: HashMap<Namespace, Accounts>,
 }
 
@@ -202,7 +224,7 @@ impl Directory {
             Some(Entry::Caller(_)) => Unidentified::NotYet,
             None => {
                 let state = self.state();
-                if state.pods_synced && !state.index.awaits_addresses() {
+                if state.pods_synced && !state.pods_may_lag && !state.index.awaits_addresses() {
                     Unidentified::Nobody
                 } else {
                     Unidentified::NotYet
@@ -235,11 +257,12 @@ impl Directory {
         self.namespaces.subscribe()
     }
 
-    /// Figures for the metrics: pods, and addresses that several pods claim.
+    /// Figures for the metrics.
     #[must_use]
-    pub fn figures(&self) -> (usize, usize) {
+    pub fn figures(&self) -> Figures {
         let state = self.state();
-        (state.index.pods().count(), state.index.disputed())
+        let invalid = state.index.pods().filter(|pod| matches!(state.role(pod), Role::Invalid(_))).count();
+        Figures { pods: state.index.pods().count(), disputed: state.index.disputed(), invalid }
     }
 
     // What the watches write.
@@ -248,6 +271,7 @@ impl Directory {
     pub fn apply_pod(&self, pod: Pod) {
         let mut state = self.state();
         let changed = state.index.apply(pod);
+        state.pods_may_lag = false;
         self.publish(&state, &changed);
     }
 
@@ -255,6 +279,7 @@ impl Directory {
     pub fn delete_pod(&self, uid: &PodUid) {
         let mut state = self.state();
         let changed = state.index.delete(uid);
+        state.pods_may_lag = false;
         self.publish(&state, &changed);
     }
 
@@ -263,7 +288,13 @@ impl Directory {
         let mut state = self.state();
         let changed = state.index.reset(pods);
         state.pods_synced = true;
+        state.pods_may_lag = false;
         self.publish(&state, &changed);
+    }
+
+    /// The watch of pods broke: what is known stays, and what is not known may exist.
+    pub fn pods_may_lag(&self) {
+        self.state().pods_may_lag = true;
     }
 
     /// A service account appeared or changed.
@@ -315,6 +346,7 @@ impl Directory {
             if old == new {
                 continue;
             }
+            warn_if_invalid(old.as_ref(), new.as_ref());
             match &new {
                 Some(entry) => self.entries.insert(*address, entry.clone()),
                 None => self.entries.remove(address).map(|(_, entry)| entry),
@@ -344,13 +376,28 @@ impl Directory {
     }
 }
 
+/// Says once, when it comes into force, what an operator has to mend.
+fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>) {
+    if let Some(Entry::Caller(caller)) = new
+        && let Role::Invalid(error) = &caller.role
+        && !matches!(old, Some(Entry::Caller(before)) if before.role == caller.role && before.pod.uid == caller.pod.uid)
+    {
+        let pod = &caller.pod;
+        tracing::warn!(
+            namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
+            "service account {}/{} gets no credentials: {error}", pod.namespace, pod.service_account
+        );
+    }
+}
+
 // === impl State ===
 
 impl State {
     fn role(&self, pod: &Arc<Pod>) -> Role {
         match self.accounts.get(&pod.namespace) {
+            // A pod cannot be made without its service account: one that is not there is not there yet, or no more.
             Some(accounts) if accounts.synced => {
-                accounts.by_name.get(&pod.service_account).map_or(Role::None, |account| account.role(pod))
+                accounts.by_name.get(&pod.service_account).map_or(Role::Unknown, |account| account.role(pod))
             }
             Some(_) | None => Role::Unknown,
         }

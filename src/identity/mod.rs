@@ -5,11 +5,14 @@
 //! Invariant: an address is a pod's only while exactly one living pod claims it.
 
 pub mod accounts;
+pub mod annotations;
 pub mod directory;
 pub mod index;
 pub mod names;
+pub mod policy;
 pub mod watch;
 
+pub use annotations::Wish;
 pub use directory::{Caller, Directory, Grant, Role, Unidentified};
 pub use index::Pod;
 pub use names::{Namespace, NodeName, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid};

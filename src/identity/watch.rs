@@ -157,7 +157,10 @@ impl Resource for SlimPod {
 /// Keeps the directory's pods as the API server has them; never ends.
 pub async fn pods(client: Client, node: NodeName, directory: Arc<Directory>, metrics: Arc<Metrics>) {
     let config = config().fields(&format!("spec.nodeName={node}"));
-    let mut events = std::pin::pin!(events(watcher::watcher(Api::<SlimPod>::all(client), config), "pods", &metrics));
+    let watch = watcher::watcher(Api::<SlimPod>::all(client), config);
+    // What is not known yet may be there already: nobody is told for certain that they are unknown.
+    let broken = || directory.pods_may_lag();
+    let mut events = std::pin::pin!(events(watch, "pods", &metrics, broken));
     let read = |pod: SlimPod| {
         let uid = pod.uid();
         pod.read().ok_or_else(|| {
@@ -197,12 +200,14 @@ pub(super) fn events<K: Clone>(
     watch: impl Stream<Item = watcher::Result<Event<K>>> + Send,
     resource: &'static str,
     metrics: &Metrics,
+    broken: impl Fn(),
 ) -> impl Stream<Item = Event<K>> {
     let errors = metrics.watch_errors.with_label_values(&[resource]);
     watch.backoff(Pauses::default()).filter_map(move |event| {
         let event = event
             .inspect_err(|error| {
                 errors.inc();
+                broken();
                 tracing::warn!(resource, %error, "the watch broke; it is resumed");
             })
             .ok();

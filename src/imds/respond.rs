@@ -21,7 +21,7 @@ use super::{
 use crate::{
     clock,
     credentials::{Outcome, Store, slot::Failure},
-    identity::{Caller, Directory, Grant, Role},
+    identity::{Caller, Directory, Grant, Role, Unidentified},
     metrics::{Metrics, RequestKind},
 };
 
@@ -56,7 +56,6 @@ enum Answer {
     Text(Bytes),
     Token { token: String, ttl: u64 },
     OnlyPut,
-    Close,
 }
 
 impl Imds {
@@ -81,28 +80,39 @@ impl Imds {
             Route::Other => RequestKind::Other,
         };
         let answer = match (&head.method, route) {
-            (&Method::PUT, Route::Token) => self.token(&head.headers, body, peer).await,
+            (&Method::PUT, Route::Token) => self.token(&head.headers, body, peer, deadline).await,
             (&Method::PUT, Route::DatedToken) => Answer::Empty(StatusCode::FORBIDDEN),
             (_, Route::Token | Route::DatedToken) => Answer::OnlyPut,
             (&Method::GET | &Method::HEAD, route) => match self.session(&head.headers, peer) {
-                Ok(session) => self.get(route, session, &head.headers, peer, deadline).await,
+                Ok(session) => self.get(route, session, peer, deadline).await,
                 Err(answer) => answer,
             },
             _ => Answer::Empty(StatusCode::NOT_FOUND),
         };
-        answer.into_response().inspect(|response| self.metrics.answered(kind, response.status()))
+        let response = answer.into_response();
+        self.metrics.answered(kind, response.status());
+        // CRT aborts its process on nearly any document that it cannot use, but takes a closed connection for an
+        // error.
+        if kind == RequestKind::RoleDocument && response.status() != StatusCode::OK && is_crt(&head.headers) {
+            return Err(Close);
+        }
+        Ok(response)
     }
 
     /// `PUT /latest/api/token`: at once, whoever asks.
-    async fn token(&self, headers: &HeaderMap, body: Incoming, peer: IpAddr) -> Answer {
+    async fn token(&self, headers: &HeaderMap, body: Incoming, peer: IpAddr, deadline: Instant) -> Answer {
         // A body that is announced is read, so that a client which waits for leave to send it does not wait on.
-        if !body.is_end_stream() && Limited::new(body, LARGEST_BODY).collect().await.is_err() {
-            return Answer::Empty(StatusCode::BAD_REQUEST);
+        if !body.is_end_stream() {
+            let whole = tokio::time::timeout_at(deadline, Limited::new(body, LARGEST_BODY).collect()).await;
+            if !matches!(whole, Ok(Ok(_))) {
+                return Answer::Empty(StatusCode::BAD_REQUEST);
+            }
         }
         if headers.contains_key(FORWARDED_FOR) {
             return Answer::Empty(StatusCode::FORBIDDEN);
         }
-        let ttl = headers.get(TOKEN_TTL).and_then(|ttl| ttl.to_str().ok()?.parse().ok());
+        let digits = |ttl: &&str| ttl.bytes().all(|byte| byte.is_ascii_digit());
+        let ttl = headers.get(TOKEN_TTL).and_then(|ttl| ttl.to_str().ok().filter(digits)?.parse().ok());
         match ttl.filter(|ttl| (1..=LONGEST_TTL_SECONDS).contains(ttl)) {
             Some(ttl) => Answer::Token { token: self.key.issue(peer, clock::now().unix_seconds(), ttl), ttl },
             None => Answer::Empty(StatusCode::BAD_REQUEST),
@@ -123,14 +133,7 @@ impl Imds {
         Answer::Empty(StatusCode::UNAUTHORIZED)
     }
 
-    async fn get(
-        &self,
-        route: Route<'_>,
-        session: Option<Issued>,
-        headers: &HeaderMap,
-        peer: IpAddr,
-        deadline: Instant,
-    ) -> Answer {
+    async fn get(&self, route: Route<'_>, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Answer {
         let name = match route {
             Route::RoleName => None,
             Route::RoleDocument(name) => Some(name),
@@ -142,7 +145,7 @@ impl Imds {
                 Err(why) => {
                     self.metrics.unidentified.with_label_values(&[why.label()]).inc();
                     return Answer::Empty(match why {
-                        crate::identity::Unidentified::Nobody => StatusCode::NOT_FOUND,
+                        Unidentified::Nobody => StatusCode::NOT_FOUND,
                         _ => StatusCode::SERVICE_UNAVAILABLE,
                     });
                 }
@@ -157,7 +160,7 @@ impl Imds {
                 Role::Invalid(_) => return Answer::Empty(StatusCode::FORBIDDEN),
                 Role::Unknown => return Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
             };
-            if name.as_ref().is_some_and(|name| *name != grant.role.name()) {
+            if name.as_ref().is_some_and(|name| *name != grant.role().name()) {
                 return Answer::Empty(StatusCode::NOT_FOUND);
             }
             if let Some(document) = self.store.get(grant, clock::now()) {
@@ -183,9 +186,6 @@ impl Imds {
                 (Outcome::Failed(Failure::Transient) | Outcome::Gone, None) => {
                     Answer::Empty(StatusCode::SERVICE_UNAVAILABLE)
                 }
-                // CRT aborts its process on nearly any document that it cannot use, but takes a closed
-                // connection for an error.
-                (_, Some(_)) if is_crt(headers) => Answer::Close,
                 (_, Some(_)) => Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
             };
         }
@@ -197,7 +197,7 @@ impl Imds {
 }
 
 fn role_name(grant: &Grant) -> Answer {
-    Answer::Text(Bytes::copy_from_slice(grant.role.name().as_bytes()))
+    Answer::Text(Bytes::copy_from_slice(grant.role().name().as_bytes()))
 }
 
 fn is_crt(headers: &HeaderMap) -> bool {
@@ -207,7 +207,7 @@ fn is_crt(headers: &HeaderMap) -> bool {
 // === impl Answer ===
 
 impl Answer {
-    fn into_response(self) -> Result<Response<Full<Bytes>>, Close> {
+    fn into_response(self) -> Response<Full<Bytes>> {
         let mut response = match self {
             Self::Empty(status) => {
                 let mut response = Response::new(Full::default());
@@ -231,9 +231,8 @@ impl Answer {
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static("OPTIONS, PUT"));
                 response
             }
-            Self::Close => return Err(Close),
         };
         response.headers_mut().insert(SERVER, EC2);
-        Ok(response)
+        response
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,8 +21,9 @@ use crate::{drain::Watcher, intercept::original, metrics::Metrics};
 const HEAD_TIME_LIMIT: Duration = Duration::from_secs(60);
 /// Room for a request's head; SDKs send a few hundred bytes.
 const LARGEST_HEAD: usize = 16 * 1024;
-/// A connection that was accepted as we began to stop may still bring its request.
-const LAST_REQUEST: Duration = Duration::from_secs(1);
+/// How long a connection may still bring its request, or the rest of it, after we began to stop: one second.
+const LAST_REQUEST_WAITS: u32 = 50;
+const LAST_REQUEST_WAIT: Duration = Duration::from_millis(20);
 /// After an error of accept, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -84,10 +85,17 @@ fn connection(
 async fn requests(stream: TcpStream, peer: IpAddr, imds: &Imds, drain: &Watcher) -> Result<(), hyper::Error> {
     // Small answers, each of them waited for.
     let _: io::Result<()> = stream.set_nodelay(true);
-    let begun = AtomicBool::new(false);
+    let (begun, in_flight) = (AtomicBool::new(false), AtomicUsize::new(0));
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);
-        imds.respond(request, peer)
+        in_flight.fetch_add(1, Ordering::Relaxed);
+        let response = imds.respond(request, peer);
+        let in_flight = &in_flight;
+        async move {
+            let response = response.await;
+            in_flight.fetch_sub(1, Ordering::Relaxed);
+            response
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -101,17 +109,21 @@ async fn requests(stream: TcpStream, peer: IpAddr, imds: &Imds, drain: &Watcher)
         ended = connection.as_mut() => return ended,
         () = drain.signaled() => {}
     }
-    if !begun.load(Ordering::Relaxed) {
-        let first = async {
-            while !begun.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::select! {
-            ended = connection.as_mut() => return ended,
-            _ = tokio::time::timeout(LAST_REQUEST, first) => {}
+    // One that was accepted a moment ago may still bring its request; hyper would close it at once.
+    let mut waits = 0;
+    while !begun.load(Ordering::Relaxed) && waits < LAST_REQUEST_WAITS {
+        waits += 1;
+        if let Ok(ended) = tokio::time::timeout(LAST_REQUEST_WAIT, connection.as_mut()).await {
+            return ended;
         }
     }
     connection.as_mut().graceful_shutdown();
-    connection.await
+    // Half a request is not in flight, and its other half may never come.
+    while waits < LAST_REQUEST_WAITS || in_flight.load(Ordering::Relaxed) > 0 {
+        waits += 1;
+        if let Ok(ended) = tokio::time::timeout(LAST_REQUEST_WAIT, connection.as_mut()).await {
+            return ended;
+        }
+    }
+    Ok(())
 }

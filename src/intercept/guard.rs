@@ -12,12 +12,12 @@
 
 use std::net::IpAddr;
 
-use futures::{TryStreamExt as _, future::BoxFuture};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use netlink_packet_route::{
     route::RouteProtocol,
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
-use rtnetlink::{Handle, IpVersion};
+use rtnetlink::{Handle, IpVersion, MulticastGroup};
 
 use super::{Firewall, FirewallError, METADATA};
 
@@ -28,6 +28,9 @@ const PROHIBIT_PREFERENCE: u32 = 2;
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(169);
 const MAIN_TABLE: u32 = 254;
 const LOOPBACK: &str = "lo";
+
+/// Announcements that count as one.
+const LARGEST_CHUNK: usize = 64;
 
 const EEXIST: i32 = 17;
 const EAFNOSUPPORT: i32 = 97;
@@ -104,6 +107,17 @@ impl Firewall for Guard {
     fn remove(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
         Box::pin(Self::remove(*self))
     }
+}
+
+/// The kernel's announcements of changed routing rules, ours and others'.
+///
+/// # Errors
+/// When the kernel gives no socket for them.
+pub(super) fn announcements() -> std::io::Result<impl Stream<Item = ()> + Unpin> {
+    let groups = [MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule];
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+    tokio::spawn(connection);
+    Ok(messages.ready_chunks(LARGEST_CHUNK).map(drop))
 }
 
 /// A socket of its own each time: rules are looked at once a second, and an old socket may have lost its peer.

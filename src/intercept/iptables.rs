@@ -74,14 +74,14 @@ impl Iptables {
     /// matter behind a host's own firewall, and are gone with its jump when that is flushed.
     async fn present(self) -> Result<bool, FirewallError> {
         let (chain, rules) = self.chain("nat");
-        let jumps = self.jumps();
-        let jumps = jumps.iter().map(|jump| (jump.table, jump.from, &jump.rule));
-        for (table, chain, rule) in rules.iter().map(|rule| ("nat", chain, rule)).chain(jumps) {
-            if !exists(table, chain, rule).await? {
+        for rule in &rules {
+            if !exists("nat", chain, rule).await? {
                 return Ok(false);
             }
         }
-        Ok(true)
+        let [nat, filter] = self.jumps();
+        Ok(exists(filter.table, filter.from, &filter.rule).await?
+            && comes_first(&list(nat.table, nat.from).await?, &format!("-A {} {}", nat.from, nat.rule)))
     }
 
     async fn install(self) -> Result<(), FirewallError> {
@@ -94,7 +94,8 @@ impl Iptables {
             }
             let current = list(table, from).await?;
             let jumps = our_jumps(&current, from, chain);
-            if jumps.as_slice() != [format!("-A {from} {rule}")] {
+            let jump = format!("-A {from} {rule}");
+            if jumps != [jump.clone()] || !comes_first(&current, &jump) {
                 for old in jumps {
                     script += &format!("{}\n", old.replacen("-A ", "-D ", 1));
                 }
@@ -108,8 +109,13 @@ impl Iptables {
     async fn remove(self) -> Result<(), FirewallError> {
         for Jump { table, from, .. } in self.jumps() {
             let (chain, _) = self.chain(table);
-            if !run(IPTABLES, &["-w", LOCK_SECONDS, "-t", table, "-n", "-L", chain], "").await?.success {
-                continue;
+            let arguments = ["-w", LOCK_SECONDS, "-t", table, "-S", chain];
+            let ours = run(IPTABLES, &arguments, "").await?;
+            if !ours.success {
+                if ours.says_missing() {
+                    continue;
+                }
+                return ours.or_error(IPTABLES, &arguments).map(drop);
             }
             let mut script = format!("*{table}\n");
             for jump in our_jumps(&list(table, from).await?, from, chain) {
@@ -141,6 +147,15 @@ fn our_jumps(listed: &str, from: &str, chain: &str) -> Vec<String> {
     listed.lines().filter(ours).map(str::to_owned).collect()
 }
 
+/// Whether no rule before our `jump` could take its packets: one for the metadata service's very address, as
+/// another interceptor would put there. Rules for other addresses, and jumps for all, are left before ours:
+/// some CNI plugins insist on the first place, and do nothing with these packets.
+fn comes_first(listed: &str, jump: &str) -> bool {
+    let address = METADATA_V4.to_string();
+    listed.lines().take_while(|line| *line != jump).all(|line| !line.contains(&address))
+        && listed.lines().any(|line| line == jump)
+}
+
 async fn list(table: &str, chain: &str) -> Result<String, FirewallError> {
     let arguments = ["-w", LOCK_SECONDS, "-t", table, "-S", chain];
     run(IPTABLES, &arguments, "").await?.or_error(IPTABLES, &arguments)
@@ -154,8 +169,8 @@ async fn exists(table: &str, chain: &str, rule: &str) -> Result<bool, FirewallEr
     match done.code {
         Some(0) => Ok(true),
         Some(1) => Ok(false),
-        // The nft variant's answer where the chain that would be jumped to is not there.
-        Some(2) if done.output.contains("No such") || done.output.contains("Couldn't load target") => Ok(false),
+        // The nft variant's answer where a chain is not there.
+        Some(2) if done.says_missing() => Ok(false),
         _ => done.or_error(IPTABLES, &arguments).map(|_| false),
     }
 }
@@ -172,6 +187,13 @@ struct Done {
 }
 
 impl Done {
+    /// Whether it failed because a chain of ours is not there, by the words of either variant.
+    fn says_missing(&self) -> bool {
+        ["No chain/target/match", "No such file", "Couldn't load target", "does not exist"]
+            .iter()
+            .any(|words| self.output.contains(words))
+    }
+
     fn or_error(self, command: &str, arguments: &[&str]) -> Result<String, FirewallError> {
         if self.success {
             return Ok(self.output);
@@ -207,6 +229,18 @@ async fn run(command: &'static str, arguments: &[&str], input: &str) -> Result<D
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_jump_comes_before_every_rule_for_the_same_address() {
+        let jump = "-A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j KUBE2IRSA";
+        let other = "-A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:81";
+        let kube_proxy = "-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES";
+        let listed = |rules: &[&str]| format!("-P PREROUTING ACCEPT\n{}\n", rules.join("\n"));
+        assert!(comes_first(&listed(&[jump, other]), jump));
+        assert!(comes_first(&listed(&[kube_proxy, jump, other]), jump));
+        assert!(!comes_first(&listed(&[kube_proxy, other, jump]), jump));
+        assert!(!comes_first(&listed(&[kube_proxy]), jump));
+    }
 
     #[test]
     fn only_jumps_to_our_chain_are_ours() {

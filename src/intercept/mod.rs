@@ -102,12 +102,14 @@ pub fn node_address() -> std::io::Result<Ipv4Addr> {
     }
 }
 
-/// Takes every rule of ours out of the node, whoever put it there.
+/// Takes every rule of ours out of the node, whoever put it there: what can be taken out, also if something
+/// cannot.
 ///
 /// # Errors
-/// When a rule could not be taken out.
-pub async fn remove_all() -> Result<(), FirewallError> {
+/// All that could not be taken out.
+pub async fn remove_all() -> Result<(), Vec<FirewallError>> {
     let redirect = iptables::Iptables::new(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
-    redirect.remove().await?;
-    guard::Guard.remove().await
+    let (redirect, guard) = (redirect.remove().await, guard::Guard.remove().await);
+    let errors = [redirect, guard].into_iter().filter_map(Result::err).collect::<Vec<_>>();
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

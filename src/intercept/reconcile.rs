@@ -1,26 +1,24 @@
-//! Keeps guard and redirect in place: looks once a second, puts back what is missing.
+//! Keeps guard and redirect in place: looks whenever the kernel announces a change of routing rules, and once in
+//! a while in any case, and puts back what is missing.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Firewall, Part};
+use futures::StreamExt as _;
+
+use super::{Firewall, Part, guard};
 use crate::{
     metrics::Metrics,
     readiness::{Condition, Readiness},
 };
 
-/// What another program flushed is back within a second; a look takes milliseconds.
-const INTERVAL: Duration = Duration::from_millis(900);
+/// A flush of NAT rules is announced to nobody; a look takes milliseconds.
+const INTERVAL: Duration = Duration::from_millis(800);
 /// A command that hangs must not leave us believing that all is well.
 const TIME_LIMIT: Duration = Duration::from_secs(15);
 
 /// Puts the parts in place, in their order, and then keeps them there; never ends.
-pub async fn keep(
-    parts: Vec<(Part, Box<dyn Firewall>)>,
-    readiness: Arc<Readiness>,
-    metrics: Arc<Metrics>,
-    installed: tokio::sync::oneshot::Sender<()>,
-) {
-    let mut installed = Some(installed);
+pub async fn keep(parts: Vec<(Part, Box<dyn Firewall>)>, readiness: Arc<Readiness>, metrics: Arc<Metrics>) {
+    let mut announcements = guard::announcements();
     let mut first = true;
     let mut was_well = true;
     loop {
@@ -31,7 +29,12 @@ pub async fn keep(
             Err(_elapsed) => Some(format!("no result within {} s", TIME_LIMIT.as_secs())),
         };
         match &problem {
-            None => readiness.holds(Condition::Rules),
+            None => {
+                if !was_well {
+                    tracing::info!("rules are in place");
+                }
+                readiness.holds(Condition::Rules);
+            }
             Some(problem) => {
                 if was_well {
                     tracing::error!("rules are not in place, and tried again: {problem}");
@@ -39,16 +42,23 @@ pub async fn keep(
                 readiness.lacks(Condition::Rules, problem);
             }
         }
-        if problem.is_none() && !was_well {
-            tracing::info!("rules are in place");
-        }
         was_well = problem.is_none();
         first = first && !was_well;
-        if let Some(installed) = installed.take() {
-            // Whoever waited for the first try may have given up.
-            let _ = installed.send(());
+        let announced = async {
+            match &mut announcements {
+                // What was announced up to now is one reason to look, also what we did ourselves.
+                Ok(announcements) => announcements.next().await.is_some(),
+                Err(_) => false,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            heard = announced => if !heard {
+                // The socket is gone or could not be had; without it there is still the clock.
+                tokio::time::sleep(INTERVAL).await;
+                announcements = guard::announcements();
+            },
         }
-        tokio::time::sleep(INTERVAL).await;
     }
 }
 

@@ -17,15 +17,18 @@ use aws_smithy_http_client::{
     Builder,
     tls::{self, TlsContext, TrustStore, rustls_provider::CryptoMode},
 };
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use futures::future::BoxFuture;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::identity::RoleArn;
+use crate::identity::Wish;
 
 /// One try: an SDK's two requests are held for 0.9 s each, and the token takes some of it.
 const TIME_LIMIT: Duration = Duration::from_millis(1750);
-/// What a role allows unless its owner says otherwise.
-const SESSION_SECONDS: i32 = 3600;
+/// The region whose endpoint is `sts.amazonaws.com`.
+const GLOBAL: &str = "aws-global";
+/// What a role allows unless its owner says otherwise, in seconds.
+const ROLE_DEFAULT: u32 = 3600;
 
 /// Credentials as STS gave them.
 #[derive(Debug)]
@@ -65,10 +68,10 @@ pub struct ExchangeError {
 
 /// Exchanges service account tokens for credentials.
 pub trait Exchange: Send + Sync {
-    /// Credentials of `role`, in a session of this name.
+    /// Credentials of the role that is wished for, in a session of this name.
     fn exchange<'a>(
         &'a self,
-        role: &'a RoleArn,
+        wish: &'a Wish,
         session_name: &'a str,
         token: &'a SecretString,
     ) -> BoxFuture<'a, Result<Session, ExchangeError>>;
@@ -79,50 +82,77 @@ pub trait Exchange: Send + Sync {
 #[error("cannot use the certificates for STS: {0}")]
 pub struct SetUpError(String);
 
+/// The HTTP client for STS; `ca_bundle` (PEM) replaces the system's certificates.
+///
+/// # Errors
+/// When the certificates cannot be used.
+pub fn https(ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient, SetUpError> {
+    let roots = match ca_bundle {
+        Some(pem) => TrustStore::empty().with_pem_certificate(pem),
+        None => TrustStore::default(),
+    };
+    let context = TlsContext::builder().with_trust_store(roots).build().map_err(|e| SetUpError(e.to_string()))?;
+    let provider = tls::Provider::Rustls(CryptoMode::AwsLc);
+    Ok(Builder::new().tls_provider(provider).tls_context(context).build_https())
+}
+
 /// AWS's security token service.
 #[derive(Debug)]
-pub struct Sts(Client);
+pub struct Sts {
+    client: Client,
+    /// Whether there is a global endpoint beside the region's: in the partition `aws`, unless one was named.
+    has_global: bool,
+}
 
 impl Sts {
-    /// STS of `region`, or at `endpoint`; `ca_bundle` (PEM) replaces the system's certificates.
-    ///
-    /// # Errors
-    /// When the certificates cannot be used.
-    pub fn new(
-        region: Option<String>,
-        endpoint: Option<String>,
-        ca_bundle: Option<Vec<u8>>,
-    ) -> Result<Self, SetUpError> {
-        let roots = match ca_bundle {
-            Some(pem) => TrustStore::empty().with_pem_certificate(pem),
-            None => TrustStore::default(),
-        };
-        let context = TlsContext::builder().with_trust_store(roots).build().map_err(|e| SetUpError(e.to_string()))?;
-        let http =
-            Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).tls_context(context).build_https();
+    /// STS of `region`, or at `endpoint`.
+    #[must_use]
+    pub fn new(https: SharedHttpClient, region: Option<String>, endpoint: Option<String>) -> Self {
         let timeouts = TimeoutConfig::builder().connect_timeout(TIME_LIMIT).operation_timeout(TIME_LIMIT).build();
         let mut config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .http_client(http)
+            .http_client(https)
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts)
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+        let has_global = endpoint.is_none() && region.as_deref().is_some_and(is_of_partition_aws);
         config.set_region(region.map(Region::new));
         config.set_endpoint_url(endpoint);
-        Ok(Self(Client::from_conf(config.build())))
+        Self { client: Client::from_conf(config.build()), has_global }
     }
 
-    async fn call(&self, role: &RoleArn, session_name: &str, token: &SecretString) -> Result<Session, ExchangeError> {
-        let answer = self
-            .0
+    /// A session that the role does not allow to be so long is asked for once more, at what every role allows.
+    async fn call(&self, wish: &Wish, session_name: &str, token: &SecretString) -> Result<Session, ExchangeError> {
+        match self.ask(wish, session_name, token, wish.session_seconds).await {
+            Err(error) if error.session_too_long() && wish.session_seconds > ROLE_DEFAULT => {
+                tracing::warn!(role = %wish.role, asked = wish.session_seconds, "{error}; it gets {ROLE_DEFAULT} s");
+                self.ask(wish, session_name, token, ROLE_DEFAULT).await
+            }
+            first => first,
+        }
+    }
+
+    async fn ask(
+        &self,
+        wish: &Wish,
+        session_name: &str,
+        token: &SecretString,
+        seconds: u32,
+    ) -> Result<Session, ExchangeError> {
+        let call = self
+            .client
             .assume_role_with_web_identity()
-            .role_arn(role.as_str())
+            .role_arn(wish.role.as_str())
             .role_session_name(session_name)
-            .duration_seconds(SESSION_SECONDS)
-            .web_identity_token(token.expose_secret())
-            .send()
-            .await
-            .map_err(|error| explain(&error, token))?;
+            .duration_seconds(i32::try_from(seconds).unwrap_or(i32::MAX))
+            .web_identity_token(token.expose_secret());
+        let answer = if self.has_global && wish.regional_sts == Some(false) {
+            let global = aws_sdk_sts::config::Builder::default().region(Region::from_static(GLOBAL));
+            call.customize().config_override(global).send().await
+        } else {
+            call.send().await
+        };
+        let answer = answer.map_err(|error| explain(&error, token))?;
         let credentials = answer.credentials.ok_or_else(|| ExchangeError {
             class: Class::Transient,
             code: "NoCredentials".to_owned(),
@@ -140,12 +170,17 @@ impl Sts {
 impl Exchange for Sts {
     fn exchange<'a>(
         &'a self,
-        role: &'a RoleArn,
+        wish: &'a Wish,
         session_name: &'a str,
         token: &'a SecretString,
     ) -> BoxFuture<'a, Result<Session, ExchangeError>> {
-        Box::pin(self.call(role, session_name, token))
+        Box::pin(self.call(wish, session_name, token))
     }
+}
+
+/// China, GovCloud and the isolated partitions have no endpoint but the regions' own.
+fn is_of_partition_aws(region: &str) -> bool {
+    !["cn-", "us-gov-", "us-iso", "eu-iso", "eusc-"].iter().any(|other| region.starts_with(other))
 }
 
 /// Whole seconds: fractions would only make it seem later.
@@ -193,13 +228,21 @@ fn classify(status: u16, code: &str, message: &str) -> Class {
         "ExpiredTokenException" => Class::TokenExpired,
         // One code for two things: AWS could not fetch the issuer's keys, or it did and refuses the token.
         "InvalidIdentityToken" if message.contains("retrieve verification key") => Class::Transient,
-        "IDPCommunicationError" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" => Class::Transient,
-        _ if status == 429 || status >= 500 => Class::Transient,
+        "IDPCommunicationError" => Class::Transient,
+        // AWS throttles and times out under many names, all of them 400.
+        _ if ["Throttl", "TooManyRequests", "RequestLimit", "Timeout"].iter().any(|part| code.contains(part)) => {
+            Class::Transient
+        }
+        _ if matches!(status, 408 | 429 | 500..) => Class::Transient,
         _ => Class::Permanent,
     }
 }
 
 impl ExchangeError {
+    fn session_too_long(&self) -> bool {
+        self.code == "ValidationError" && self.message.contains("MaxSessionDuration")
+    }
+
     /// The code as a metric's label: one of a bounded number.
     #[must_use]
     pub fn label(&self) -> &'static str {
@@ -242,6 +285,9 @@ mod tests {
             (400, "ValidationError", "", Class::Permanent),
             (403, "RegionDisabledException", "", Class::Permanent),
             (400, "Throttling", "Rate exceeded", Class::Transient),
+            (400, "RequestTimeout", "", Class::Transient),
+            (400, "TooManyRequestsException", "", Class::Transient),
+            (408, "Unknown", "", Class::Transient),
             (500, "InternalFailure", "", Class::Transient),
             (503, "Unknown", "", Class::Transient),
         ] {

@@ -20,7 +20,7 @@ use kube::{Api, Client, api::PostParams};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use crate::identity::{NodeName, Pod, ServiceAccountUid};
+use crate::identity::{Grant, NodeName};
 
 /// The shortest life that the API server gives; one exchange needs seconds of it.
 const LIFE_SECONDS: i64 = 600;
@@ -59,7 +59,8 @@ impl TokenError {
             Self::TimedOut | Self::Unreachable => true,
             // RBAC and admission policies are mended without telling us, and 404, 409 and 400 mean that the
             // pod or its account has changed: the watch will say so.
-            Self::Refused { code, .. } => *code == 429 || *code >= 500,
+            // 401: our own token is being replaced.
+            Self::Refused { code, .. } => matches!(code, 401 | 429 | 500..),
             Self::Mismatch(_) => false,
         }
     }
@@ -89,11 +90,7 @@ impl TokenError {
 /// Gives service account tokens for pods.
 pub trait TokenSource: Send + Sync {
     /// A token of the pod's service account, bound to the pod.
-    fn token<'a>(
-        &'a self,
-        pod: &'a Pod,
-        account: &'a ServiceAccountUid,
-    ) -> BoxFuture<'a, Result<SecretString, TokenError>>;
+    fn token<'a>(&'a self, grant: &'a Grant) -> BoxFuture<'a, Result<SecretString, TokenError>>;
 }
 
 /// Tokens from the API server.
@@ -116,11 +113,13 @@ impl ApiServer {
         Self { client, node, audience }
     }
 
-    async fn request(&self, pod: &Pod, account: &ServiceAccountUid) -> Result<SecretString, TokenError> {
+    async fn request(&self, grant: &Grant) -> Result<SecretString, TokenError> {
+        let Grant { pod, account, wish } = grant;
+        let audience = wish.audience.as_ref().unwrap_or(&self.audience);
         let request = TokenRequest {
             metadata: ObjectMeta { uid: Some(account.to_string()), ..ObjectMeta::default() },
             spec: Some(TokenRequestSpec {
-                audiences: Some(vec![self.audience.clone()]),
+                audiences: Some(vec![audience.clone()]),
                 bound_object_ref: Some(BoundObjectReference {
                     api_version: Some("v1".to_owned()),
                     kind: Some("Pod".to_owned()),
@@ -145,38 +144,14 @@ impl ApiServer {
             _ => TokenError::Unreachable,
         })?;
         let token = SecretString::from(answer.status.and_then(|status| status.token).unwrap_or_default());
-        self.check(&token, pod, account)?;
+        Claims::read(token.expose_secret()).ok_or(TokenError::Mismatch("form"))?.check(grant, audience, &self.node)?;
         Ok(token)
-    }
-
-    fn check(&self, token: &SecretString, pod: &Pod, account: &ServiceAccountUid) -> Result<(), TokenError> {
-        let claims = Claims::read(token.expose_secret()).ok_or(TokenError::Mismatch("form"))?;
-        let bound = claims.kubernetes;
-        let node = bound.node.is_none_or(|node| node.name == self.node.as_str());
-        for (claim, agrees) in [
-            ("audience", claims.aud == [self.audience.as_str()]),
-            ("namespace", bound.namespace == pod.namespace.as_str()),
-            ("service account", bound.serviceaccount.name == pod.service_account.as_str()),
-            ("service account UID", bound.serviceaccount.uid == account.as_str()),
-            ("pod", bound.pod.name == *pod.name),
-            ("pod UID", bound.pod.uid == pod.uid.as_str()),
-            ("node", node),
-        ] {
-            if !agrees {
-                return Err(TokenError::Mismatch(claim));
-            }
-        }
-        Ok(())
     }
 }
 
 impl TokenSource for ApiServer {
-    fn token<'a>(
-        &'a self,
-        pod: &'a Pod,
-        account: &'a ServiceAccountUid,
-    ) -> BoxFuture<'a, Result<SecretString, TokenError>> {
-        Box::pin(self.request(pod, account))
+    fn token<'a>(&'a self, grant: &'a Grant) -> BoxFuture<'a, Result<SecretString, TokenError>> {
+        Box::pin(self.request(grant))
     }
 }
 
@@ -211,5 +186,95 @@ impl Claims {
     fn read(token: &str) -> Option<Self> {
         let payload = token.split('.').nth(1)?;
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
+    }
+
+    /// Whether this is the token that was asked for.
+    fn check(self, grant: &Grant, audience: &str, node: &NodeName) -> Result<(), TokenError> {
+        let Grant { pod, account, .. } = grant;
+        let bound = self.kubernetes;
+        for (claim, agrees) in [
+            ("audience", self.aud == [audience]),
+            ("namespace", bound.namespace == pod.namespace.as_str()),
+            ("service account", bound.serviceaccount.name == pod.service_account.as_str()),
+            ("service account UID", bound.serviceaccount.uid == account.as_str()),
+            ("pod", bound.pod.name == *pod.name),
+            ("pod UID", bound.pod.uid == pod.uid.as_str()),
+            // Older API servers do not name the node.
+            ("node", bound.node.is_none_or(|named| named.name == node.as_str())),
+        ] {
+            if !agrees {
+                return Err(TokenError::Mismatch(claim));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::identity::{Pod, Wish};
+
+    fn grant() -> Grant {
+        let pod = Pod {
+            uid: "pod-uid".into(),
+            namespace: "team-a".into(),
+            name: "web-0".into(),
+            service_account: "web".into(),
+            host_network: false,
+            finished: false,
+            terminating: false,
+            running: true,
+            addresses: Vec::new(),
+            started: 0,
+        };
+        let role = "arn:aws:iam::123456789012:role/web".parse().unwrap();
+        let wish = Wish { role, audience: None, session_seconds: 3600, regional_sts: None };
+        Grant { pod: Arc::new(pod), account: "sa-uid".into(), wish }
+    }
+
+    fn claims() -> Value {
+        json!({
+            "aud": ["sts.amazonaws.com"],
+            "kubernetes.io": {
+                "namespace": "team-a",
+                "node": {"name": "node-1", "uid": "node-uid"},
+                "pod": {"name": "web-0", "uid": "pod-uid"},
+                "serviceaccount": {"name": "web", "uid": "sa-uid"},
+            },
+        })
+    }
+
+    fn check(claims: &Value) -> Result<(), String> {
+        let token = format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(claims.to_string()));
+        let claims = Claims::read(&token).ok_or("form")?;
+        claims.check(&grant(), "sts.amazonaws.com", &"node-1".into()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_token_is_used_only_if_every_claim_is_what_was_asked_for() {
+        assert_eq!(check(&claims()), Ok(()));
+        for (pointer, other, what) in [
+            ("/aud/0", json!("another"), "audience"),
+            ("/aud", json!(["sts.amazonaws.com", "another"]), "audience"),
+            ("/kubernetes.io/namespace", json!("team-b"), "namespace"),
+            ("/kubernetes.io/node/name", json!("node-2"), "node"),
+            ("/kubernetes.io/pod/name", json!("web-1"), "pod"),
+            ("/kubernetes.io/pod/uid", json!("another"), "pod UID"),
+            ("/kubernetes.io/serviceaccount/name", json!("worker"), "service account"),
+            ("/kubernetes.io/serviceaccount/uid", json!("another"), "service account UID"),
+        ] {
+            let mut changed = claims();
+            *changed.pointer_mut(pointer).unwrap() = other;
+            let error = check(&changed).unwrap_err();
+            assert!(error.ends_with(&format!("its {what} differs")), "{pointer}: {error}");
+        }
+        let mut unbound = claims();
+        unbound["kubernetes.io"].as_object_mut().unwrap().remove("pod");
+        assert_eq!(check(&unbound).unwrap_err(), "form");
     }
 }

@@ -1,6 +1,7 @@
 use std::{sync::mpsc, time::Duration};
 
 use super::*;
+use crate::identity::annotations::{EKS_PREFIX, Keys};
 
 const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 const ROLE: &str = "arn:aws:iam::123456789012:role/web";
@@ -22,7 +23,8 @@ fn pod(uid: &str, addresses: &[IpAddr]) -> Pod {
 }
 
 fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
-    ServiceAccount { uid: uid.into(), role_arn: role_arn.map(str::to_owned) }
+    let annotations = role_arn.map(|arn| ("eks.amazonaws.com/role-arn".to_owned(), arn.to_owned()));
+    ServiceAccount { uid: uid.into(), wish: Keys::new(EKS_PREFIX).read(&annotations.into_iter().collect()) }
 }
 
 fn directory() -> (Directory, mpsc::Receiver<PodUid>) {
@@ -36,7 +38,7 @@ fn role(directory: &Directory) -> Option<Role> {
 
 fn arn(directory: &Directory) -> Option<String> {
     match role(directory) {
-        Some(Role::Granted(grant)) => Some(grant.role.to_string()),
+        Some(Role::Granted(grant)) => Some(grant.role().to_string()),
         _ => None,
     }
 }
@@ -81,7 +83,7 @@ fn a_changed_role_is_in_force_at_once_and_the_old_one_is_revoked() {
     directory.delete_account(&namespace, &"web".into(), &"sa".into());
     assert_eq!(arn(&directory).as_deref(), Some(OTHER_ROLE), "a late delete of the first one");
     directory.delete_account(&namespace, &"web".into(), &"recreated".into());
-    assert_eq!(role(&directory), Some(Role::None));
+    assert_eq!(role(&directory), None, "a pod without its service account is not served");
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! Which roles a namespace permits: globs over the whole ARN. Pure.
+//!
+//! `*` stands for any run of characters without `:`, so that it never crosses into another account or
+//! partition. A glob is anchored at both ends; alternatives are separate globs.
+
+/// The roles that a namespace permits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PermittedRoles(Vec<String>);
+
+impl PermittedRoles {
+    /// A comma-separated list of globs; spaces around a glob do not count. An empty list permits nothing.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.split(',').map(str::trim).filter(|glob| !glob.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// Whether one of the globs matches the whole ARN.
+    #[must_use]
+    pub fn permits(&self, arn: &str) -> bool {
+        // Since `*` takes no colon, each colon of the ARN is one of the glob's.
+        self.0.iter().any(|glob| {
+            glob.split(':').count() == arn.split(':').count()
+                && glob.split(':').zip(arn.split(':')).all(|(glob, part)| matches(glob.as_bytes(), part.as_bytes()))
+        })
+    }
+}
+
+/// Greedy, with the last `*` alone to come back to: no glob is expensive.
+fn matches(glob: &[u8], text: &[u8]) -> bool {
+    let (mut at_glob, mut at_text) = (0, 0);
+    // After the last `*`, and what it has taken up to.
+    let mut back = None;
+    loop {
+        match (glob.get(at_glob), text.get(at_text)) {
+            (Some(b'*'), _) => {
+                at_glob += 1;
+                back = Some((at_glob, at_text));
+            }
+            (None, None) => return true,
+            (Some(wanted), Some(found)) if wanted == found => {
+                at_glob += 1;
+                at_text += 1;
+            }
+            _ => match back {
+                Some((after_star, taken)) if taken < text.len() => {
+                    (at_glob, at_text) = (after_star, taken + 1);
+                    back = Some((after_star, taken + 1));
+                }
+                Some(_) | None => return false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_glob_matches_the_whole_arn_and_its_star_no_colon() {
+        const ARN: &str = "arn:aws:iam::111122223333:role/team-a/web";
+        for (globs, permitted) in [
+            (ARN, true),
+            ("arn:aws:iam::111122223333:role/team-a/*", true),
+            ("arn:aws:iam::111122223333:role/*", true),
+            ("arn:aws:iam::111122223333:role/*web", true),
+            ("arn:aws:iam::111122223333:role/*a*web*", true),
+            ("arn:aws:iam::*:role/team-a/web", true),
+            ("arn:*:iam:*:*:role/*", true),
+            ("x, arn:aws:iam::111122223333:role/team-a/web ,y", true),
+            ("", false),
+            (",", false),
+            ("*", false),
+            ("arn:*", false),
+            ("arn:aws:iam::*", false),
+            ("arn:aws:iam::*web", false),
+            ("arn:aws:iam::111122223333:role/team-a", false),
+            ("rn:aws:iam::111122223333:role/team-a/web", false),
+            ("arn:aws:iam::111122223333:role/team-a/we", false),
+            ("arn:aws:iam::999999999999:role/*", false),
+            ("arn:aws:iam::111122223333:role/team-a/we.", false),
+            ("arn:aws:iam::111122223333:role/team-?/web", false),
+        ] {
+            assert_eq!(PermittedRoles::new(globs).permits(ARN), permitted, "{globs:?}");
+        }
+    }
+
+    #[test]
+    fn an_alternative_never_admits_a_longer_name() {
+        let permitted = PermittedRoles::new("arn:aws:iam::111122223333:role/a,arn:aws:iam::111122223333:role/b");
+        assert!(permitted.permits("arn:aws:iam::111122223333:role/a"));
+        assert!(!permitted.permits("arn:aws:iam::111122223333:role/a-admin"));
+        assert!(!PermittedRoles::new("arn:aws:iam::111122223333:role/a|b").permits("arn:aws:iam::111122223333:role/a"));
+    }
+}
