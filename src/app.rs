@@ -22,7 +22,7 @@ use crate::{
     config::{ApiServer, Config, Intercept, StsLocation},
     credentials::refresher::{Channel, Refresher},
     drain,
-    identity::{Directory, accounts, watch},
+    identity::{Directory, accounts, lookup, watch},
     imds::{
         key,
         respond::Imds,
@@ -85,10 +85,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     let channel = Channel::new();
     let store = channel.store();
-    let directory = Arc::new(Directory::new({
+    let (directory, unknown) = Directory::new({
         let store = Arc::clone(&store);
         move |uid| store.retire(uid)
-    }));
+    });
+    let directory = Arc::new(directory);
     let tokens = token::ApiServer::new(client.clone(), config.node_name.clone(), config.token_audience);
     let entitled = {
         let directory = Arc::clone(&directory);
@@ -114,6 +115,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let serving = server::serve(listener, accept, Arc::new(imds), Arc::clone(&metrics), watcher);
     spawn(&mut tasks, "listener", serving);
 
+    let (api, node) = (client.clone(), config.node_name.clone());
+    let lookups = lookup::look_up(api, node, Arc::clone(&directory), Arc::clone(&metrics), unknown);
+    spawn(&mut tasks, "look-up of addresses", lookups);
     let pods = watch::pods(client.clone(), config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
     spawn(&mut tasks, "watch of pods", pods);
     let accounts =

@@ -67,6 +67,8 @@ pub struct Metrics {
     pub pods_with_invalid_role: IntGauge,
     /// Objects whose form was not understood.
     pub unreadable_objects: IntCounter,
+    /// Look-ups of addresses that no watch had told of, by result.
+    pub lookups: IntCounterVec,
     /// Watches that broke, by resource.
     pub watch_errors: IntCounterVec,
     /// Namespaces whose service accounts are watched.
@@ -156,6 +158,11 @@ impl Metrics {
             unreadable_objects: counter(
                 "unreadable_objects_total",
                 "Kubernetes objects whose form was not understood.",
+            )?,
+            lookups: counters(
+                "lookups_total",
+                "Look-ups of addresses that no watch had told of: found, nobody, failed or limited.",
+                &["result"],
             )?,
             watch_errors: counters("watch_errors_total", "Watches that broke, by resource.", &["resource"])?,
             service_account_watches: gauge(

@@ -12,7 +12,10 @@ mod support;
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, process::Stdio, thread, time::Duration};
 
 use nix::sys::signal::Signal;
-use sandbox::sandbox::Sandbox;
+use sandbox::{
+    kubernetes::{Fault, Target},
+    sandbox::Sandbox,
+};
 use support::{Daemon, ROLE_NAME, admin, connect, daemon_binary, eventually, metric, role_status, sandbox};
 
 #[test]
@@ -189,4 +192,27 @@ fn half_a_request_does_not_hold_up_the_end() {
     assert!(daemon.stop().success(), "{log_before}");
     let log = fs::read_to_string(sandbox.directory().join("daemon.log")).unwrap();
     assert!(!log.contains("still in flight"), "{log}");
+}
+
+#[test]
+fn a_list_or_watch_that_stalls_is_started_anew() {
+    let sandbox = sandbox();
+    sandbox.add_service_account("team-a", "web", "web").unwrap();
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let faults = sandbox.cloud.kubernetes.faults();
+    for verb in ["list", "watch"] {
+        faults.inject_times(Target::any().verb(verb).resource("pods"), Fault::Stall, 1);
+    }
+    let mut daemon = Daemon::started(&sandbox, &[]);
+    daemon.wait_until_ready(&sandbox);
+    assert!(metric(&sandbox, "kube2irsa_watch_errors_total{resource=\"pods\"}") >= 1.0);
+    assert_eq!(role_status(&web), 200);
+
+    // While the watch is not there, a pod that it would tell of is not said to be unknown.
+    let later = sandbox.add_pod("team-a", "later-0", "web").unwrap();
+    eventually("the later pod is served", || {
+        let status = role_status(&later);
+        assert_ne!(status, 404, "{}", daemon.log());
+        status == 200
+    });
 }

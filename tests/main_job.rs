@@ -140,7 +140,7 @@ fn credentials_are_renewed_before_they_end() {
         answer.json()["AccessKeyId"].to_string()
     };
     let first = key();
-    eventually("they are fetched again though nobody asks", || exchanges(&sandbox) == 2);
+    eventually("they are fetched again though nobody asks", || exchanges(&sandbox) >= 2);
     assert_ne!(key(), first);
 }
 

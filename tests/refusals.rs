@@ -9,9 +9,10 @@
 
 mod support;
 
+use http::StatusCode;
 use sandbox::{
     cloud::ACCOUNT,
-    kubernetes::Corruption,
+    kubernetes::{Corruption, Fault, Target},
     sandbox::{AUDIENCE, Pod, Sandbox},
 };
 use support::{Daemon, ROLE_NAME, ask, eventually, metric, role_status, sandbox};
@@ -105,4 +106,22 @@ fn a_token_for_another_pod_is_not_used() {
     assert_eq!(sandbox.cloud.sts.call_count("AssumeRoleWithWebIdentity"), 0);
     assert!(metric(&sandbox, "kube2irsa_token_requests_total{result=\"mismatch\"}") >= 1.0);
     assert!(daemon.log().contains("its audience differs"), "{}", daemon.log());
+}
+
+#[test]
+fn an_api_server_that_fails_is_asked_again_by_nobody_but_us() {
+    let (sandbox, web) = cluster();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    let faults = sandbox.cloud.kubernetes.faults();
+    let tokens = || Target::any().verb("create").resource("serviceaccounts/token");
+    faults.inject(tokens(), Fault::Answer(StatusCode::SERVICE_UNAVAILABLE));
+    assert_eq!(role_status(&web), 503);
+    let asked = || sandbox.cloud.kubernetes.requests().iter().filter(|r| r.resource == "serviceaccounts/token").count();
+    eventually("every request is one of ours", || {
+        f64::from(u32::try_from(asked()).unwrap()) == metric(&sandbox, "kube2irsa_token_requests_total{result=\"5xx\"}")
+    });
+    assert!(asked() <= 4, "{}", asked());
+    assert!(daemon.log().contains("the API server refused the TokenRequest: 503"), "{}", daemon.log());
+    faults.clear();
+    eventually("it is served once the API server is well", || role_status(&web) == 200);
 }

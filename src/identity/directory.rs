@@ -12,13 +12,21 @@ use std::{
 };
 
 use dashmap::DashMap;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     annotations::{AnnotationError, Wish},
     index::{Changed, Claim, Pod, PodIndex},
     names::{Namespace, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid},
 };
+
+/// The share of a caller's time after which an unknown address is looked up.
+const LOOK_UP_AFTER: f64 = 0.44;
+/// Look-ups that may wait their turn.
+const LOOKUPS_WAITING: usize = 8;
 
 /// The role of a pod's service account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +151,7 @@ pub struct Directory {
     state: Mutex<State>,
     version: watch::Sender<u64>,
     namespaces: watch::Sender<BTreeSet<Namespace>>,
+    lookups: mpsc::Sender<IpAddr>,
     on_revoked: OnRevoked,
 }
 
@@ -152,6 +161,8 @@ struct State {
     pods_synced: bool,
     /// The watch broke and has said nothing since.
     pods_may_lag: bool,
+    /// Times that a pod was deleted or all were listed anew.
+    deletions: u64,
     accounts: HashMap<Namespace, Accounts>,
 }
 
@@ -170,17 +181,20 @@ impl fmt::Debug for Directory {
 // === impl Directory ===
 
 impl Directory {
-    /// An empty directory. `on_revoked` is called, briefly and under a lock, with each pod that ended
-    /// or whose role changed.
+    /// An empty directory, and the addresses that it wants to be looked up. `on_revoked` is called, briefly
+    /// and under a lock, with each pod that ended or whose role changed.
     #[must_use]
-    pub fn new(on_revoked: impl Fn(&PodUid) + Send + Sync + 'static) -> Self {
-        Self {
+    pub fn new(on_revoked: impl Fn(&PodUid) + Send + Sync + 'static) -> (Self, mpsc::Receiver<IpAddr>) {
+        let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
+        let directory = Self {
             entries: DashMap::new(),
             state: Mutex::default(),
             version: watch::Sender::new(0),
             namespaces: watch::Sender::default(),
+            lookups,
             on_revoked: Box::new(on_revoked),
-        }
+        };
+        (directory, asked)
     }
 
     /// What is known of `address` now; it must be canonical.
@@ -198,13 +212,23 @@ impl Directory {
             return Ok(caller);
         }
         let mut version = self.version.subscribe();
+        let look_up_at = Instant::now() + (deadline - Instant::now()).mul_f64(LOOK_UP_AFTER);
+        let mut looked_up = false;
         loop {
             version.borrow_and_update();
             if let Some(caller) = self.identified(address) {
                 return Ok(caller);
             }
-            if tokio::time::timeout_at(deadline, version.changed()).await.is_err() {
-                return Err(self.unidentified(address));
+            tokio::select! {
+                _ = version.changed() => {}
+                () = tokio::time::sleep_until(look_up_at), if !looked_up => {
+                    looked_up = true;
+                    if self.get(address).is_none() {
+                        // A queue that is full is a limit too.
+                        let _ = self.lookups.try_send(address);
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => return Err(self.unidentified(address)),
             }
         }
     }
@@ -275,11 +299,28 @@ impl Directory {
         self.publish(&state, &changed);
     }
 
+    /// How many deletions there were; to be read before a look-up.
+    #[must_use]
+    pub fn deletions(&self) -> u64 {
+        self.state().deletions
+    }
+
+    /// A look-up found this pod. It counts only if nothing was deleted since `deletions` was read: the watch may
+    /// have told of its end already, and would not do so again.
+    pub fn found_pod(&self, pod: Pod, deletions: u64) {
+        let mut state = self.state();
+        if state.deletions == deletions {
+            let changed = state.index.apply(pod);
+            self.publish(&state, &changed);
+        }
+    }
+
     /// A pod is gone.
     pub fn delete_pod(&self, uid: &PodUid) {
         let mut state = self.state();
         let changed = state.index.delete(uid);
         state.pods_may_lag = false;
+        state.deletions += 1;
         self.publish(&state, &changed);
     }
 
@@ -289,6 +330,7 @@ impl Directory {
         let changed = state.index.reset(pods);
         state.pods_synced = true;
         state.pods_may_lag = false;
+        state.deletions += 1;
         self.publish(&state, &changed);
     }
 

@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod annotations;
 pub mod directory;
 pub mod index;
+pub mod lookup;
 pub mod names;
 pub mod policy;
 pub mod watch;

@@ -40,7 +40,7 @@ const WATCH_SECONDS: u32 = 290;
 
 /// A pod as the API server sends it, but for what we do not need.
 #[derive(Clone, Debug, Deserialize)]
-struct SlimPod {
+pub(super) struct SlimPod {
     #[serde(default)]
     metadata: ObjectMeta,
     spec: Lenient<Spec>,
@@ -106,7 +106,7 @@ impl SlimPod {
     }
 
     /// `None` where the pod's form is not what we know.
-    fn read(self) -> Option<Pod> {
+    pub(super) fn read(self) -> Option<Pod> {
         let (Lenient::Parsed(spec), Lenient::Parsed(status)) = (self.spec, self.status) else { return None };
         let started = status.start_time.or(self.metadata.creation_timestamp)?;
         let containers = status.container_statuses.iter().chain(&status.init_container_statuses);
