@@ -32,6 +32,8 @@ pub struct Config {
     pub sts: StsConfig,
     /// The audience of service account tokens.
     pub token_audience: String,
+    /// With which power tokens are asked for.
+    pub token_access: TokenAccess,
     /// Where the session key is kept.
     pub state_dir: PathBuf,
     /// How requests are redirected.
@@ -86,6 +88,17 @@ pub enum StsLocation {
     },
     /// The own one of the region that the real metadata service, at this URL, names.
     AskImds(Uri),
+}
+
+/// With which power tokens are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenAccess {
+    /// As our node where the API server allows it.
+    Auto,
+    /// As our node.
+    Node,
+    /// As ourselves.
+    Direct,
 }
 
 /// How requests are redirected.
@@ -212,6 +225,12 @@ impl Config {
         if args.token_audience.is_empty() {
             errors.add("--token-audience: must not be empty".to_owned(), ());
         }
+        let token_access = match args.token_access.as_str() {
+            "auto" => TokenAccess::Auto,
+            "node" => TokenAccess::Node,
+            "direct" => TokenAccess::Direct,
+            other => errors.add(format!("--token-access {other:?}: must be auto, node or direct"), TokenAccess::Auto),
+        };
         if args.state_dir.is_empty() {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
@@ -224,6 +243,7 @@ impl Config {
             admin_listen,
             sts: StsConfig { location, ca_bundle },
             token_audience: args.token_audience.clone(),
+            token_access,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
             log_format,

@@ -10,6 +10,8 @@ use std::{
 pub enum Condition {
     /// The guard stands and the redirect leads here.
     Rules,
+    /// It is decided with which power we ask the API server.
+    TokenAccess,
     /// Pods and service accounts have been read.
     Watches,
     /// We are not about to stop.
@@ -17,11 +19,12 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Self; 3] = [Self::Rules, Self::Watches, Self::Running];
+    const ALL: [Self; 4] = [Self::Rules, Self::TokenAccess, Self::Watches, Self::Running];
 
     fn name(self) -> &'static str {
         match self {
             Self::Rules => "rules",
+            Self::TokenAccess => "token access",
             Self::Watches => "watches",
             Self::Running => "running",
         }

@@ -11,7 +11,7 @@ mod support;
 
 use sandbox::{
     cloud::ACCOUNT,
-    kubernetes::Corruption,
+    kubernetes::{Corruption, Grant},
     sandbox::{AUDIENCE, Pod, Sandbox},
 };
 use support::{Daemon, ROLE_NAME, ask, eventually, metric, role_status, sandbox};
@@ -43,6 +43,8 @@ fn assert_refused(sandbox: &Sandbox, web: &Pod, daemon: &Daemon, status: u16, co
 #[test]
 fn a_wrong_audience() {
     let (sandbox, web) = cluster();
+    let audience = Grant::new(&["request-serviceaccounts-token-audience"], "another.example");
+    sandbox.cloud.kubernetes.grant_group("system:nodes", audience);
     let daemon = Daemon::ready(&sandbox, &["--token-audience", "another.example"]);
     assert_refused(&sandbox, &web, &daemon, 403, "InvalidIdentityToken", "Incorrect token audience");
 }
