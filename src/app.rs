@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use kube::{client::ClientBuilder, config::KubeConfigOptions};
+use secrecy::SecretString;
 use tokio::{
     net::TcpListener,
     task::{JoinError, JoinSet},
@@ -22,7 +23,7 @@ use crate::{
     config::{ApiServer, Config, Intercept, StsLocation},
     credentials::refresher::{Channel, Refresher},
     drain,
-    identity::{Directory, accounts, lookup, watch},
+    identity::{Directory, NodeName, accounts, lookup, watch},
     imds::{
         key,
         respond::Imds,
@@ -33,7 +34,10 @@ use crate::{
     metrics::Metrics,
     readiness::{Condition, Readiness},
     sts::{self, Sts},
-    token,
+    token::{
+        self,
+        access::{Access, Decision},
+    },
 };
 
 /// What is in flight may take this long to end.
@@ -65,7 +69,10 @@ pub struct Bound {
 /// In one line, what cannot be had.
 pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let metrics = Arc::new(Metrics::new()?);
-    let client = client(&config.api_server).await?;
+    let api_server = api_server(&config.api_server).await?;
+    let own_token = own_token(&api_server);
+    let client = client(api_server.clone())?;
+    let access = Arc::new(Access::new(client.clone(), client_as(api_server, &config.node_name)?));
     let https = sts::https(config.sts.ca_bundle).context("--ca-bundle")?;
     let listener = bind("--listen", config.listen.into()).await?;
     let admin_listener = bind("--admin-listen", config.admin_listen).await?;
@@ -90,7 +97,16 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         move |uid| store.retire(uid)
     });
     let directory = Arc::new(directory);
-    let tokens = token::ApiServer::new(client.clone(), config.node_name.clone(), config.token_audience);
+    let decision = Decision {
+        access: Arc::clone(&access),
+        node: config.node_name.clone(),
+        audience: config.token_audience.clone(),
+        own_token,
+        readiness: Arc::clone(&readiness),
+        metrics: Arc::clone(&metrics),
+    };
+    spawn(&mut tasks, "choice of token access", decision.make(config.token_access));
+    let tokens = token::ApiServer::new(Arc::clone(&access), config.node_name.clone(), config.token_audience);
     let entitled = {
         let directory = Arc::clone(&directory);
         move |grant: &_| directory.entitled(grant)
@@ -115,10 +131,16 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let serving = server::serve(listener, accept, Arc::new(imds), Arc::clone(&metrics), watcher);
     spawn(&mut tasks, "listener", serving);
 
-    let (api, node) = (client.clone(), config.node_name.clone());
-    let lookups = lookup::look_up(api, node, Arc::clone(&directory), Arc::clone(&metrics), unknown);
+    let (pods, lookups) = {
+        let (node, directory, metrics) = (config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
+        let (also_node, also_directory, also_metrics) = (node.clone(), Arc::clone(&directory), Arc::clone(&metrics));
+        let also_access = Arc::clone(&access);
+        (async move { watch::pods(access.client().await.1, node, directory, metrics).await }, async move {
+            let client = also_access.client().await.1;
+            lookup::look_up(client, also_node, also_directory, also_metrics, unknown).await;
+        })
+    };
     spawn(&mut tasks, "look-up of addresses", lookups);
-    let pods = watch::pods(client.clone(), config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
     spawn(&mut tasks, "watch of pods", pods);
     let accounts =
         accounts::service_accounts(client, config.annotation_keys, Arc::clone(&directory), Arc::clone(&metrics));
@@ -163,7 +185,7 @@ fn why_ended(ended: Result<&'static str, JoinError>) -> String {
     }
 }
 
-async fn client(api_server: &ApiServer) -> anyhow::Result<kube::Client> {
+async fn api_server(api_server: &ApiServer) -> anyhow::Result<kube::Config> {
     let mut config = match api_server {
         ApiServer::InCluster => {
             kube::Config::incluster().context("--kubeconfig: is missing, and the pod's own access cannot be used")?
@@ -178,9 +200,28 @@ async fn client(api_server: &ApiServer) -> anyhow::Result<kube::Client> {
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIME_LIMIT);
     config.read_timeout = Some(SILENCE_LIMIT);
+    Ok(config)
+}
+
+fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
     let builder = ClientBuilder::try_from(config)
         .map_err(|_| anyhow::anyhow!("--kubeconfig: its keys or certificates cannot be used"))?;
     Ok(builder.with_layer(&TimeoutLayer::new(ANSWER_TIME_LIMIT)).build())
+}
+
+/// A client whose calls are made as this node.
+fn client_as(mut config: kube::Config, node: &NodeName) -> anyhow::Result<kube::Client> {
+    config.auth_info.impersonate = Some(format!("system:node:{node}"));
+    client(config)
+}
+
+/// The token by which the API server knows us, if there is one.
+fn own_token(config: &kube::Config) -> Option<SecretString> {
+    let from_file = || {
+        let file = config.auth_info.token_file.as_ref()?;
+        std::fs::read_to_string(file).ok().map(SecretString::from)
+    };
+    config.auth_info.token.clone().or_else(from_file)
 }
 
 /// The region and endpoint of STS; asks the real metadata service for the region until it answers.

@@ -72,6 +72,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "PREFIX", default_value = "eks.amazonaws.com", env = "KUBE2IRSA_ANNOTATION_PREFIX")]
     pub annotation_prefix: String,
 
+    /// With which power tokens are asked for: as our node, which the API server keeps to its pods (Kubernetes
+    /// 1.36), or as ourselves; `auto` finds out.
+    #[arg(long, value_name = "auto|node|direct", default_value = "auto", env = "KUBE2IRSA_TOKEN_ACCESS")]
+    pub token_access: String,
+
     /// Directory for the session key, best on tmpfs.
     #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,

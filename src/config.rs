@@ -37,6 +37,8 @@ pub struct Config {
     pub token_audience: String,
     /// The annotations that service accounts are read by.
     pub annotation_keys: Keys,
+    /// With which power tokens are asked for.
+    pub token_access: TokenAccess,
     /// Where the session key is kept.
     pub state_dir: PathBuf,
     /// How requests are redirected.
@@ -91,6 +93,17 @@ pub enum StsLocation {
     },
     /// The own one of the region that the real metadata service, at this URL, names.
     AskImds(Uri),
+}
+
+/// With which power tokens are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenAccess {
+    /// As our node where the API server allows it.
+    Auto,
+    /// As our node.
+    Node,
+    /// As ourselves.
+    Direct,
 }
 
 /// How requests are redirected.
@@ -220,6 +233,12 @@ impl Config {
         if !is_dns_name(&args.annotation_prefix) {
             errors.add(format!("--annotation-prefix {:?}: is not a DNS name", args.annotation_prefix), ());
         }
+        let token_access = match args.token_access.as_str() {
+            "auto" => TokenAccess::Auto,
+            "node" => TokenAccess::Node,
+            "direct" => TokenAccess::Direct,
+            other => errors.add(format!("--token-access {other:?}: must be auto, node or direct"), TokenAccess::Auto),
+        };
         if args.state_dir.is_empty() {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
@@ -233,6 +252,7 @@ impl Config {
             sts: StsConfig { location, ca_bundle },
             token_audience: args.token_audience.clone(),
             annotation_keys: Keys::new(&args.annotation_prefix),
+            token_access,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
             log_format,

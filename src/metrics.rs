@@ -73,6 +73,10 @@ pub struct Metrics {
     pub watch_errors: IntCounterVec,
     /// Namespaces whose service accounts are watched.
     pub service_account_watches: IntGauge,
+    /// 1 for the mode of token access in force.
+    pub token_access: IntGaugeVec,
+    /// 1 if we were found to have rights that the mode in force does not need.
+    pub excess_rights: IntGauge,
     /// 1 for the way in which requests are intercepted.
     pub intercept: IntGaugeVec,
     /// Times that rules were found missing and put back, by part.
@@ -115,6 +119,9 @@ impl Metrics {
         registry.register(Box::new(exchange_seconds.clone()))?;
         let intercept = IntGaugeVec::new(Opts::new("intercept_info", "1 for the way of interception."), &["backend"])?;
         registry.register(Box::new(intercept.clone()))?;
+        let token_access = Opts::new("token_access_info", "1 for the mode of token access in force.");
+        let token_access = IntGaugeVec::new(token_access, &["mode"])?;
+        registry.register(Box::new(token_access.clone()))?;
         let build = IntGaugeVec::new(Opts::new("build_info", "1 for the version that runs."), &["version"])?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -169,6 +176,8 @@ impl Metrics {
                 "service_account_watches",
                 "Namespaces whose service accounts are watched.",
             )?,
+            token_access,
+            excess_rights: gauge("excess_rights", "1 if we have Kubernetes rights beyond the mode of token access.")?,
             intercept,
             rules_restored: counters(
                 "rules_restored_total",

@@ -121,12 +121,10 @@ fn health_and_readiness_tell_the_truth_when_the_api_server_is_away() {
     eventually("the operator's listener answers", || {
         sandbox::sandbox::get(sandbox.node(), sandbox::sandbox::ADMIN, "/healthz").is_ok()
     });
-    eventually("the watch of pods has failed", || {
-        metric(&sandbox, "kube2irsa_watch_errors_total{resource=\"pods\"}") >= 1.0
-    });
+    eventually("the API server has been asked", || admin(&sandbox, "/readyz").1.contains("cannot be reached"));
     assert_eq!(admin(&sandbox, "/healthz").0, 200);
     let (status, lacks) = admin(&sandbox, "/readyz");
-    assert!(status == 503 && lacks.contains("watches: "), "{status} {lacks}");
+    assert!(status == 503 && lacks.contains("token access: ") && lacks.contains("watches: "), "{status} {lacks}");
     assert_eq!(metric(&sandbox, "kube2irsa_ready"), 0.0);
 
     sandbox.cloud.start_api().unwrap();
@@ -135,7 +133,9 @@ fn health_and_readiness_tell_the_truth_when_the_api_server_is_away() {
     assert_eq!(role_status(&web), 200);
 
     sandbox.cloud.stop_api();
-    thread::sleep(Duration::from_millis(500));
+    eventually("the watch of pods has failed", || {
+        metric(&sandbox, "kube2irsa_watch_errors_total{resource=\"pods\"}") >= 1.0
+    });
     assert_eq!(admin(&sandbox, "/readyz").0, 200, "what is known is served");
     assert_eq!(role_status(&web), 200);
 }
@@ -203,7 +203,7 @@ fn a_list_or_watch_that_stalls_is_started_anew() {
     for verb in ["list", "watch"] {
         faults.inject_times(Target::any().verb(verb).resource("pods"), Fault::Stall, 1);
     }
-    let mut daemon = Daemon::started(&sandbox, &[]);
+    let mut daemon = Daemon::started(&sandbox, &["--token-access", "node"]);
     daemon.wait_until_ready(&sandbox);
     assert!(metric(&sandbox, "kube2irsa_watch_errors_total{resource=\"pods\"}") >= 1.0);
     assert_eq!(role_status(&web), 200);

@@ -11,7 +11,7 @@ mod support;
 
 use std::thread;
 
-use sandbox::{client::Report, network::PodNetwork};
+use sandbox::{client::Report, kubernetes::Grant, network::PodNetwork};
 use support::{Daemon, ask, eventually, metric, role_status, sandbox, sandbox_with, sdk};
 
 fn exchanges(sandbox: &sandbox::sandbox::Sandbox) -> u64 {
@@ -166,6 +166,8 @@ fn a_service_account_says_its_audience_and_how_long_sessions_last() {
     eventually("a session of an hour again", || life() > 900);
     assert!((3590..=3600).contains(&life()));
 
+    let grant = Grant::new(&["request-serviceaccounts-token-audience"], "another.example");
+    sandbox.cloud.kubernetes.grant_group("system:nodes", grant);
     sandbox.annotate("team-a", "web", &[role, ("eks.amazonaws.com/audience", "another.example")]);
     eventually("STS refuses another audience", || role_status(&web) == 403);
 }

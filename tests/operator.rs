@@ -47,8 +47,10 @@ fn metrics_are_prometheus_text_without_names_of_pods_or_roles() {
         "kube2irsa_requests_total{kind=\"role_name\",status=\"200\"} 1",
         "kube2irsa_requests_total{kind=\"other\",status=\"404\"} 1",
         "kube2irsa_sts_exchanges_total{result=\"ok\"} 1",
+        "kube2irsa_token_access_info{mode=\"node\"} 1",
+        "kube2irsa_excess_rights 0",
         "kube2irsa_intercept_info{backend=\"iptables\"} 1",
-        "kube2irsa_pods 1",
+        "kube2irsa_pods 2",
         "kube2irsa_service_account_watches 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}: {text}");
@@ -80,6 +82,7 @@ fn all_that_is_wrong_with_the_flags_is_said_at_once_with_exit_64() {
         "sts-endpoint",
         "imds-endpoint",
         "token-audience",
+        "token-access",
         "state-dir",
         "intercept",
         "ca-bundle",

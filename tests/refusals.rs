@@ -12,7 +12,7 @@ mod support;
 use http::StatusCode;
 use sandbox::{
     cloud::ACCOUNT,
-    kubernetes::{Corruption, Fault, Target},
+    kubernetes::{Corruption, Fault, Grant, Target},
     sandbox::{AUDIENCE, Pod, Sandbox},
 };
 use support::{Daemon, ROLE_NAME, ask, eventually, metric, role_status, sandbox};
@@ -44,6 +44,8 @@ fn assert_refused(sandbox: &Sandbox, web: &Pod, daemon: &Daemon, status: u16, co
 #[test]
 fn a_wrong_audience() {
     let (sandbox, web) = cluster();
+    let audience = Grant::new(&["request-serviceaccounts-token-audience"], "another.example");
+    sandbox.cloud.kubernetes.grant_group("system:nodes", audience);
     let daemon = Daemon::ready(&sandbox, &["--token-audience", "another.example"]);
     assert_refused(&sandbox, &web, &daemon, 403, "InvalidIdentityToken", "Incorrect token audience");
 }
@@ -111,7 +113,7 @@ fn a_token_for_another_pod_is_not_used() {
 #[test]
 fn an_api_server_that_fails_is_asked_again_by_nobody_but_us() {
     let (sandbox, web) = cluster();
-    let daemon = Daemon::ready(&sandbox, &[]);
+    let daemon = Daemon::ready(&sandbox, &["--token-access", "node"]);
     let faults = sandbox.cloud.kubernetes.faults();
     let tokens = || Target::any().verb("create").resource("serviceaccounts/token");
     faults.inject(tokens(), Fault::Answer(StatusCode::SERVICE_UNAVAILABLE));

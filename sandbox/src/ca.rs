@@ -62,6 +62,17 @@ impl Ca {
         Ok(Arc::new(config))
     }
 
+    /// A certificate chain and its key, both PEM, for a server of another program.
+    ///
+    /// # Errors
+    /// When the certificate cannot be made.
+    pub fn server_pem(&self, names: &[&str]) -> Result<(String, String), CaError> {
+        let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?;
+        Ok((certificate.pem() + &self.pem, key.serialize_pem()))
+    }
+
     /// TLS for a client that trusts this authority and no other.
     ///
     /// # Errors

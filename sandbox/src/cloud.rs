@@ -113,6 +113,14 @@ impl Cloud {
         self.ca.pem()
     }
 
+    /// A certificate chain of the same authority and its key, both PEM, for a server of another program.
+    ///
+    /// # Errors
+    /// When the certificate cannot be made.
+    pub fn server_pem(&self, names: &[&str]) -> Result<(String, String), CloudError> {
+        Ok(self.ca.server_pem(names)?)
+    }
+
     /// The Kubernetes API's URL.
     #[must_use]
     pub fn api_url(&self) -> String {

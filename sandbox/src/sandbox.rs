@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::{
     cloud::{ACCOUNT, Cloud, CloudError, REGION, STS_NAMES},
-    kubernetes::NewPod,
+    kubernetes::{Grant, NewPod},
     network::{
         Command, METADATA_ADDRESS, NODE_ADDRESS, Namespace, Network, NetworkError, Pod as PodLink, PodNetwork, Process,
         STS_ADDRESS,
@@ -26,6 +26,12 @@ use crate::{
 
 /// The node's name.
 pub const NODE: &str = "node-1";
+/// The daemon's Kubernetes namespace and service account.
+pub const DAEMON: &str = "kube2irsa";
+/// The user that the API server takes it for.
+pub const DAEMON_USER: &str = "system:serviceaccount:kube2irsa:kube2irsa";
+/// The daemon's pod.
+pub const DAEMON_POD: &str = "kube2irsa-node-1";
 /// The audience of tokens for STS.
 pub const AUDIENCE: &str = "sts.amazonaws.com";
 /// Where the daemon listens for pods by default.
@@ -113,12 +119,37 @@ impl Sandbox {
         let directory = tempfile::Builder::new().prefix("kube2irsa-sandbox-").tempdir()?;
         fs::create_dir(directory.path().join("home"))?;
         let sandbox = Self { cloud, network, directory, next_address: AtomicU8::new(10) };
-        let kubernetes = &sandbox.cloud.kubernetes;
-        let token = kubernetes.user_token("kube2irsa");
-        let kubeconfig = kubernetes.kubeconfig(&sandbox.cloud.api_url(), sandbox.cloud.ca_pem(), &token);
-        fs::write(sandbox.kubeconfig(), kubeconfig)?;
+        sandbox.install_daemon()?;
         fs::write(sandbox.ca_file(), sandbox.cloud.ca_pem())?;
         Ok(sandbox)
+    }
+
+    /// The daemon's own pod, with what `daemonset/rbac-node.yaml` grants, and a kubeconfig that is its.
+    fn install_daemon(&self) -> Result<(), SandboxError> {
+        let kubernetes = &self.cloud.kubernetes;
+        kubernetes.apply_service_account(DAEMON, DAEMON, &[]);
+        let pod = NewPod::new(DAEMON, DAEMON_POD).service_account(DAEMON).node(NODE).host_network();
+        kubernetes.create_pod(pod);
+        kubernetes.run_pod(DAEMON, DAEMON_POD, &[NODE_ADDRESS.into()]);
+        for grant in [
+            Grant::new(&["impersonate:associated-node"], "nodes").group("authentication.k8s.io"),
+            Grant::new(&["impersonate-on:associated-node:list", "impersonate-on:associated-node:watch"], "pods"),
+            Grant::new(&["impersonate-on:associated-node:create"], "serviceaccounts/token"),
+            Grant::new(&["get", "list", "watch"], "serviceaccounts"),
+            Grant::new(&["get", "list", "watch"], "namespaces"),
+        ] {
+            kubernetes.grant(DAEMON_USER, grant);
+        }
+        kubernetes.grant_group("system:nodes", Grant::new(&["request-serviceaccounts-token-audience"], AUDIENCE));
+        let token = kubernetes.service_account_token(DAEMON, DAEMON, Some(DAEMON_POD)).unwrap_or_default();
+        let kubeconfig = kubernetes.kubeconfig(&self.cloud.api_url(), self.cloud.ca_pem(), &token);
+        Ok(fs::write(self.kubeconfig(), kubeconfig)?)
+    }
+
+    /// The namespace of what is outside of the node.
+    #[must_use]
+    pub fn outside(&self) -> &Namespace {
+        self.network.outside()
     }
 
     /// The node's namespace.

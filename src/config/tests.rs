@@ -54,6 +54,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--node-name", "Not_A_Node"),
         ("--kubeconfig", broken),
         ("--listen", "here"),
+        ("--token-access", "both"),
         ("--admin-listen", "127.0.0.1"),
         ("--region", "Europe"),
         ("--sts-endpoint", "http://sts.example.com"),

@@ -5,7 +5,9 @@
 //!
 //! Source: [TokenRequest API](https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/).
 
-use std::time::Duration;
+pub mod access;
+
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures::future::BoxFuture;
@@ -20,6 +22,7 @@ use kube::{Api, Client, api::PostParams};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use self::access::{Access, Mode};
 use crate::identity::{Grant, NodeName};
 
 /// The shortest life that the API server gives; one exchange needs seconds of it.
@@ -42,6 +45,12 @@ pub enum TokenError {
         /// The message of the `Status` object.
         message: String,
     },
+    /// The API server does not let us have it as our node.
+    #[error("the API server refused the TokenRequest to our node: {message}")]
+    NotOfThisNode {
+        /// The message of the `Status` object.
+        message: String,
+    },
     /// The API server could not be reached, or its answer could not be read. The cause is not shown: it
     /// may hold the answer.
     #[error("the API server's answer to the TokenRequest could not be had")]
@@ -56,7 +65,9 @@ impl TokenError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::TimedOut | Self::Unreachable => true,
+            // What the API server knows of nodes' pods lags behind its watches: of a new pod it says so for a
+            // moment.
+            Self::TimedOut | Self::Unreachable | Self::NotOfThisNode { .. } => true,
             // RBAC and admission policies are mended without telling us, and 404, 409 and 400 mean that the
             // pod or its account has changed: the watch will say so.
             // 401: our own token is being replaced.
@@ -72,6 +83,7 @@ impl TokenError {
             Self::TimedOut => "timeout",
             Self::Unreachable => "unreachable",
             Self::Mismatch(_) => "mismatch",
+            Self::NotOfThisNode { .. } => "403",
             Self::Refused { code, .. } => match code {
                 400 => "400",
                 401 => "401",
@@ -95,7 +107,7 @@ pub trait TokenSource: Send + Sync {
 
 /// Tokens from the API server.
 pub struct ApiServer {
-    client: Client,
+    access: Arc<Access>,
     node: NodeName,
     audience: String,
 }
@@ -109,44 +121,68 @@ impl std::fmt::Debug for ApiServer {
 impl ApiServer {
     /// Tokens of `audience` for pods of `node`.
     #[must_use]
-    pub fn new(client: Client, node: NodeName, audience: String) -> Self {
-        Self { client, node, audience }
+    pub fn new(access: Arc<Access>, node: NodeName, audience: String) -> Self {
+        Self { access, node, audience }
     }
 
     async fn request(&self, grant: &Grant) -> Result<SecretString, TokenError> {
         let Grant { pod, account, wish } = grant;
         let audience = wish.audience.as_ref().unwrap_or(&self.audience);
-        let request = TokenRequest {
-            metadata: ObjectMeta { uid: Some(account.to_string()), ..ObjectMeta::default() },
-            spec: Some(TokenRequestSpec {
-                audiences: Some(vec![audience.clone()]),
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Pod".to_owned()),
-                    name: Some(pod.name.to_string()),
-                    uid: Some(pod.uid.to_string()),
-                }),
-                expiration_seconds: Some(LIFE_SECONDS),
-                ..TokenRequestSpec::default()
-            }),
-            status: None,
+        let wanted = Wanted {
+            namespace: pod.namespace.as_str(),
+            account: (pod.service_account.as_str(), account.as_str()),
+            pod: (&pod.name, pod.uid.as_str()),
+            audience,
         };
-        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), pod.namespace.as_str());
-        let params = PostParams::default();
-        let asked = accounts.create_token_request(pod.service_account.as_str(), &params, &request);
-        let answer = tokio::time::timeout(TIME_LIMIT, asked).await.map_err(|_elapsed| TokenError::TimedOut)?;
-        let answer = answer.map_err(|error| match error {
-            kube::Error::Api(status) => TokenError::Refused {
-                code: status.code,
-                reason: status.reason.clone(),
-                message: status.message.clone(),
-            },
-            _ => TokenError::Unreachable,
+        // Before it is decided no pod is known, so nothing is asked for.
+        let (mode, client) = self.access.client().await;
+        let token = ask(&client, &wanted).await.map_err(|error| match error {
+            TokenError::Refused { code: 403, message, .. } if mode == Mode::Node => {
+                TokenError::NotOfThisNode { message }
+            }
+            error => error,
         })?;
-        let token = SecretString::from(answer.status.and_then(|status| status.token).unwrap_or_default());
         Claims::read(token.expose_secret()).ok_or(TokenError::Mismatch("form"))?.check(grant, audience, &self.node)?;
         Ok(token)
     }
+}
+
+/// What a token is asked for: names and UIDs.
+struct Wanted<'a> {
+    namespace: &'a str,
+    account: (&'a str, &'a str),
+    pod: (&'a str, &'a str),
+    audience: &'a str,
+}
+
+async fn ask(client: &Client, wanted: &Wanted<'_>) -> Result<SecretString, TokenError> {
+    let (account, account_uid) = wanted.account;
+    let request = TokenRequest {
+        metadata: ObjectMeta { uid: Some(account_uid.to_owned()), ..ObjectMeta::default() },
+        spec: Some(TokenRequestSpec {
+            audiences: Some(vec![wanted.audience.to_owned()]),
+            bound_object_ref: Some(BoundObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: Some(wanted.pod.0.to_owned()),
+                uid: Some(wanted.pod.1.to_owned()),
+            }),
+            expiration_seconds: Some(LIFE_SECONDS),
+            ..TokenRequestSpec::default()
+        }),
+        status: None,
+    };
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), wanted.namespace);
+    let params = PostParams::default();
+    let asked = accounts.create_token_request(account, &params, &request);
+    let answer = tokio::time::timeout(TIME_LIMIT, asked).await.map_err(|_elapsed| TokenError::TimedOut)?;
+    let answer = answer.map_err(|error| match error {
+        kube::Error::Api(status) => {
+            TokenError::Refused { code: status.code, reason: status.reason.clone(), message: status.message.clone() }
+        }
+        _ => TokenError::Unreachable,
+    })?;
+    Ok(SecretString::from(answer.status.and_then(|status| status.token).unwrap_or_default()))
 }
 
 impl TokenSource for ApiServer {

@@ -110,6 +110,11 @@ pub fn admin(sandbox: &Sandbox, path: &str) -> (u16, String) {
     get(sandbox.node(), ADMIN, path).unwrap()
 }
 
+/// The same, of a listener that may not be there yet.
+pub fn admin_if_up(sandbox: &Sandbox, path: &str) -> Option<String> {
+    get(sandbox.node(), ADMIN, path).ok().map(|(_, text)| text)
+}
+
 /// The value of a metric, with its labels as they are written; 0 if it is not there.
 pub fn metric(sandbox: &Sandbox, name: &str) -> f64 {
     let (_, text) = admin(sandbox, "/metrics");

@@ -1,8 +1,7 @@
-//! Who calls, and what the caller may do.
+//! Who calls.
 //!
 //! Bearer tokens only: those of users, which are administrators as the group `system:masters` is, and
-//! those of service accounts, which may do what was granted to them and nothing else. There is no
-//! anonymous access and no impersonation.
+//! those of service accounts. There is no anonymous access.
 
 use std::{
     collections::HashMap,
@@ -15,7 +14,6 @@ use serde_json::Value;
 
 use super::{
     hex, lock, objects, random,
-    request::RequestInfo,
     resource::Resource,
     status::Status,
     store::{Key, Store},
@@ -24,72 +22,65 @@ use crate::{clock, issuer::Issuer};
 
 /// How long a token outlives its pod's or account's deletion mark (go-jose's leeway).
 const LEEWAY: Duration = Duration::from_secs(60);
+/// The group of all nodes.
+const NODES: &str = "system:nodes";
 
 /// A caller whose credential was good.
 #[derive(Clone, Debug)]
 pub(super) struct User {
     pub(super) name: String,
-    administrator: bool,
+    pub(super) administrator: bool,
+    pub(super) groups: Vec<String>,
+    /// The node that a service account's token is bound to, by its pod or itself
+    /// (`authentication.kubernetes.io/node-name`).
+    pub(super) bound_to_node: Option<String>,
 }
 
-/// What a service account may do, as a rule of a role would say it.
-#[derive(Clone, Debug)]
-pub struct Grant {
-    /// Verbs: `get`, `list`, `watch`, `create`.
-    pub verbs: Vec<String>,
-    /// A resource of the core group, with its subresource: `pods`, `serviceaccounts/token`.
-    pub resource: String,
-    /// Only in this namespace; none: in all, and at the scope of the cluster.
-    pub namespace: Option<String>,
-}
-
-/// The users and the grants.
+/// The users' tokens.
 #[derive(Debug, Default)]
-pub(super) struct Access {
-    users: Mutex<HashMap<String, String>>,
-    grants: Mutex<Vec<(String, Grant)>>,
+pub(super) struct Users(Mutex<HashMap<String, String>>);
+
+// === impl User ===
+
+impl User {
+    /// A node, as constrained impersonation makes one.
+    pub(super) fn node(name: &str) -> Self {
+        let groups = vec![NODES.to_owned(), "system:authenticated".to_owned()];
+        Self { name: format!("system:node:{name}"), administrator: false, groups, bound_to_node: None }
+    }
+
+    /// The node that the user is, as the API server tells nodes.
+    pub(super) fn as_node(&self) -> Option<&str> {
+        self.name.strip_prefix("system:node:").filter(|_| self.groups.iter().any(|group| group == NODES))
+    }
+
+    fn service_account(namespace: &str, name: &str, bound_to_node: Option<String>) -> Self {
+        let groups = ["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}"), "system:authenticated"];
+        Self {
+            name: format!("system:serviceaccount:{namespace}:{name}"),
+            administrator: false,
+            groups: groups.map(str::to_owned).to_vec(),
+            bound_to_node,
+        }
+    }
+
+    fn administrator(name: String) -> Self {
+        let groups = ["system:masters", "system:authenticated"].map(str::to_owned).to_vec();
+        Self { name, administrator: true, groups, bound_to_node: None }
+    }
 }
 
-// === impl Grant ===
+// === impl Users ===
 
-impl Grant {
-    /// These verbs on a resource, everywhere.
-    #[must_use]
-    pub fn new(verbs: &[&str], resource: &str) -> Self {
-        let verbs = verbs.iter().map(|verb| (*verb).to_owned()).collect();
-        Self { verbs, resource: resource.to_owned(), namespace: None }
-    }
-
-    /// Only in this namespace.
-    #[must_use]
-    pub fn namespace(mut self, namespace: &str) -> Self {
-        self.namespace = Some(namespace.to_owned());
-        self
-    }
-
-    fn allows(&self, request: &RequestInfo) -> bool {
-        request.group.is_empty()
-            && self.verbs.contains(&request.verb)
-            && self.resource == request.qualified()
-            && self.namespace.as_ref().is_none_or(|namespace| *namespace == request.namespace)
-    }
-}
-
-// === impl Access ===
-
-impl Access {
-    pub(super) fn user_token(&self, user: &str) -> String {
-        let mut users = lock(&self.users);
+impl Users {
+    pub(super) fn token(&self, user: &str) -> String {
+        let mut users = lock(&self.0);
         if let Some((token, _)) = users.iter().find(|(_, name)| *name == user) {
             return token.clone();
         }
         let token = hex(&random::<24>());
         users.insert(token.clone(), user.to_owned());
         token
-    }
-
-    pub(super) fn grant(&self, user: &str, grant: Grant) {
-        lock(&self.grants).push((user.to_owned(), grant));
     }
 
     pub(super) fn authenticate(&self, headers: &HeaderMap, issuer: &Issuer, store: &Store) -> Result<User, Status> {
@@ -99,63 +90,17 @@ impl Access {
             scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
         });
         let token = token.filter(|token| !token.is_empty()).ok_or_else(Status::unauthorized)?;
-        if let Some(name) = lock(&self.users).get(token) {
-            return Ok(User { name: name.clone(), administrator: true });
+        if let Some(name) = lock(&self.0).get(token) {
+            return Ok(User::administrator(name.clone()));
         }
         let claims = issuer.verify(token).map_err(|_| Status::unauthorized())?;
-        let name = service_account(&claims, issuer, store).ok_or_else(Status::unauthorized)?;
-        Ok(User { name, administrator: false })
-    }
-
-    pub(super) fn authorize(&self, user: &User, headers: &HeaderMap, request: &RequestInfo) -> Result<(), Status> {
-        if let Some(impersonated) = headers.get("impersonate-user") {
-            let impersonated = impersonated.to_str().unwrap_or_default();
-            let name = &user.name;
-            let why =
-                format!("User {name:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope");
-            return Err(Status::forbidden("users", impersonated, &why));
-        }
-        let granted = || {
-            let grants = lock(&self.grants);
-            grants.iter().any(|(name, grant)| *name == user.name && grant.allows(request))
-        };
-        // What every service account may read: discovery, and who signs its tokens.
-        let discovery = !request.is_resource
-            && request.verb == "get"
-            && matches!(
-                request.path.as_str(),
-                "/version"
-                    | "/healthz"
-                    | "/livez"
-                    | "/readyz"
-                    | crate::issuer::DISCOVERY_PATH
-                    | crate::issuer::JWKS_PATH
-            );
-        if user.administrator || discovery || (request.is_resource && granted()) {
-            return Ok(());
-        }
-        Err(forbidden(user, request))
+        service_account(&claims, issuer, store).ok_or_else(Status::unauthorized)
     }
 }
 
-fn forbidden(user: &User, request: &RequestInfo) -> Status {
-    let RequestInfo { verb, path, group, namespace, .. } = request;
-    let name = &user.name;
-    if !request.is_resource {
-        return Status::forbidden("", "", &format!("User {name:?} cannot {verb} path {path:?}"));
-    }
-    let scope = match namespace.as_str() {
-        "" => "at the cluster scope".to_owned(),
-        namespace => format!("in the namespace {namespace:?}"),
-    };
-    let resource = request.qualified();
-    let why = format!("User {name:?} cannot {verb} resource {resource:?} in API group {group:?} {scope}");
-    Status::forbidden(&request.resource, &request.name, &why)
-}
-
-/// The user name of a service account's token that was meant for this server, and whose account and
+/// The service account of a token that was meant for this server, and whose account and
 /// pod are still those that it was made for.
-fn service_account(claims: &Value, issuer: &Issuer, store: &Store) -> Option<String> {
+fn service_account(claims: &Value, issuer: &Issuer, store: &Store) -> Option<User> {
     let audience = claims.get("aud")?;
     let meant = audience.as_array().is_some_and(|audiences| audiences.iter().any(|one| one == issuer.url()));
     if !meant && audience != issuer.url() {
@@ -172,7 +117,8 @@ fn service_account(claims: &Value, issuer: &Issuer, store: &Store) -> Option<Str
         (None, None, Some(node)) => alive(store, Resource::Nodes, "", node, now)?,
         (None, None, None) => {}
     }
-    Some(format!("system:serviceaccount:{namespace}:{}", account.get("name")?.as_str()?))
+    let node = kubernetes.pointer("/node/name").and_then(Value::as_str).map(str::to_owned);
+    Some(User::service_account(namespace, account.get("name")?.as_str()?, node))
 }
 
 fn alive(store: &Store, resource: Resource, namespace: &str, reference: &Value, now: SystemTime) -> Option<()> {

@@ -5,7 +5,9 @@ use std::{net::IpAddr, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    Kubernetes,
+    Inner, Kubernetes,
+    auth::User,
+    node,
     objects::{NewPod, PodStatus, annotate, metadata, timestamp},
     resource::Resource,
     status::Status,
@@ -110,26 +112,32 @@ impl Kubernetes {
         self.inner.store.write(&Key::new(Resource::Pods, namespace, name), |_| None);
     }
 
-    /// A token of a service account for this server, of an hour, bound to a pod if one is named: what
-    /// kubelet mounts into the pod. `None` where a TokenRequest would be refused.
+    /// A token of a service account for this server, of an hour; or bound to a pod if one is named, and of a
+    /// year, as kubelet mounts it into the pod. `None` where a TokenRequest would be refused.
     #[must_use]
     pub fn service_account_token(&self, namespace: &str, name: &str, pod: Option<&str>) -> Option<String> {
         let bound = pod.map(|pod| json!({ "kind": "Pod", "apiVersion": "v1", "name": pod }));
-        let request = json!({ "spec": { "boundObjectRef": bound } });
-        self.create_token(namespace, name, request.to_string().as_bytes(), false)
+        let life = if pod.is_some() { token::KUBELET_SECONDS } else { 3600 };
+        let request = json!({ "spec": { "boundObjectRef": bound, "expirationSeconds": life } });
+        self.create_token(namespace, name, request.to_string().as_bytes(), None)
             .ok()
             .and_then(|answer| Some(answer.pointer("/status/token")?.as_str()?.to_owned()))
     }
 
+    /// `user`: who asks by a request; none: nobody whose rights matter, nor is anything corrupted.
     pub(super) fn create_token(
         &self,
         namespace: &str,
         name: &str,
         body: &[u8],
-        corruptible: bool,
+        user: Option<&User>,
     ) -> Result<Value, Status> {
-        let corruption = self.inner.faults.corruption().filter(|_| corruptible);
-        token::create(&self.inner.store, &self.inner.issuer, corruption, (namespace, name), body)
+        let Inner { store, issuer, access, faults, .. } = &*self.inner;
+        let corruption = faults.corruption().filter(|_| user.is_some());
+        token::create(store, issuer, corruption, (namespace, name), body, |request| match user {
+            Some(user) => node::admit(user, access, store, (namespace, name), request),
+            None => Ok(()),
+        })
     }
 
     fn ensure_namespace(&self, name: &str) {

@@ -5,15 +5,17 @@
 //! by this type's methods, in the names of kubelet, controllers and kubectl: what a real server would also
 //! let a client write is refused here, with 405. It speaks JSON over HTTP/1.1, with bearer tokens.
 //!
-//! Service accounts may do nothing but what [`Kubernetes::grant`] gives them, and get 403 otherwise.
-//! Impersonation is refused with 403, as a server without constrained impersonation refuses who has no
-//! right to it.
+//! Service accounts may do nothing but what [`Kubernetes::grant`] gives them, and get 403 otherwise. Nodes
+//! are impersonated as constrained impersonation has it, and may do what nodes may; nobody else is.
 
 mod accept;
+mod access;
 mod auth;
 mod cluster;
 mod faults;
+mod impersonation;
 mod list;
+mod node;
 mod objects;
 mod options;
 mod request;
@@ -36,12 +38,16 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 
-use self::{auth::Access, store::Store};
 pub use self::{
-    auth::Grant,
+    access::Grant,
     faults::{Corruption, Fault, Faults, Target},
     objects::{ContainerState, NewPod, PodPhase, PodStatus},
     resource::Resource,
+};
+use self::{
+    access::{Access, Subject},
+    auth::Users,
+    store::Store,
 };
 use crate::issuer::Issuer;
 
@@ -58,6 +64,8 @@ pub struct RecordedRequest {
     pub query: String,
     /// Who asked; empty for who was not let in.
     pub user: String,
+    /// As whom; empty where nobody is impersonated, or not with right.
+    pub impersonated: String,
 }
 
 /// A Kubernetes API server and the cluster behind it; clones are the same server.
@@ -70,6 +78,7 @@ pub struct Kubernetes {
 struct Inner {
     issuer: Arc<Issuer>,
     store: Arc<Store>,
+    users: Users,
     access: Access,
     faults: Faults,
     requests: Mutex<Vec<RecordedRequest>>,
@@ -100,6 +109,7 @@ impl Kubernetes {
             issuer,
             faults: Faults::new(store.clone()),
             store,
+            users: Users::default(),
             access: Access::default(),
             requests: Mutex::default(),
             watches: Watches::default(),
@@ -110,12 +120,22 @@ impl Kubernetes {
     /// The bearer token of a user that may do everything; the same for the same user.
     #[must_use]
     pub fn user_token(&self, user: &str) -> String {
-        self.inner.access.user_token(user)
+        self.inner.users.token(user)
     }
 
     /// Lets a user (a service account's name is `system:serviceaccount:<namespace>:<name>`) do more than nothing.
     pub fn grant(&self, user: &str, grant: Grant) {
-        self.inner.access.grant(user, grant);
+        self.inner.access.grant(Subject::User(user.to_owned()), grant);
+    }
+
+    /// Takes back all that was granted to a user itself.
+    pub fn revoke(&self, user: &str) {
+        self.inner.access.revoke(&Subject::User(user.to_owned()));
+    }
+
+    /// Lets all of a group (`system:nodes`, say) do more than nothing.
+    pub fn grant_group(&self, group: &str, grant: Grant) {
+        self.inner.access.grant(Subject::Group(group.to_owned()), grant);
     }
 
     /// A kubeconfig, in JSON, which is YAML.

@@ -4,7 +4,7 @@
 
 use http::Method;
 
-use super::{options::Query, selector::FieldSelector};
+use super::{access::Attributes, options::Query, selector::FieldSelector};
 
 /// A request as authorisation and tests see it. The path alone decides what is served.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +65,11 @@ impl RequestInfo {
             info.verb = "deletecollection".to_owned();
         }
         info
+    }
+
+    /// What of it is authorised, with a verb of that authorisation's own and the qualified resource.
+    pub(super) fn attributes<'a>(&'a self, verb: &'a str, resource: &'a str) -> Attributes<'a> {
+        Attributes { verb, group: &self.group, resource, namespace: &self.namespace, name: &self.name }
     }
 
     /// The resource with its subresource, as roles name it.

@@ -6,9 +6,10 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use super::{
-    Kubernetes, RecordedRequest,
+    Inner, Kubernetes, RecordedRequest,
     accept::Form,
-    list,
+    auth::User,
+    impersonation, list,
     options::{ListOptions, Query, parse_version},
     request::RequestInfo,
     resource::Resource,
@@ -42,12 +43,15 @@ impl Kubernetes {
             path: info.path.clone(),
             query: request.uri().query().unwrap_or_default().to_owned(),
             user: String::new(),
+            impersonated: String::new(),
         };
-        let access = &self.inner.access;
-        let user = access.authenticate(request.headers(), &self.inner.issuer, &self.inner.store);
-        if let Ok(user) = &user {
+        let Inner { users, access, issuer, store, .. } = &*self.inner;
+        let user = users.authenticate(request.headers(), issuer, store);
+        let user = user.and_then(|user| {
             record.user.clone_from(&user.name);
-        }
+            let impersonated = impersonation::impersonated(request.headers(), &user, &info, access)?;
+            Ok(impersonated.inspect(|node| record.impersonated.clone_from(&node.name)).unwrap_or(user))
+        });
         self.record(&record);
         let user = match user {
             Ok(user) => user,
@@ -56,18 +60,24 @@ impl Kubernetes {
         if let Some(response) = self.inner.faults.strike(&record.verb, &record.resource).await {
             return response;
         }
-        if let Err(status) = access.authorize(&user, request.headers(), &info) {
+        if let Err(status) = access.authorize(&user, &info, &query, store) {
             return status.response();
         }
         let served = match info.is_resource {
-            true => self.resource(request, &info, &query, record).await,
-            false => Ok(self.path(request.method(), &info.path)),
+            true => self.resource(request, &info, &query, record, &user).await,
+            false => Ok(self.path(request.method(), &info.path, request.headers())),
         };
         served.unwrap_or_else(|status| status.response())
     }
 
-    fn path(&self, method: &Method, path: &str) -> Response<Body> {
+    fn path(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Body> {
         let document = |content_type, document: serde_json::Value| {
+            let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("*/*");
+            let accepted = accept.split(',').map(|clause| clause.split(';').next().unwrap_or_default().trim());
+            if path == JWKS_PATH && !accepted.into_iter().any(|one| one == "*/*" || one == content_type) {
+                let text = format!("406: Not Acceptable\n\nAvailable representations: {content_type}");
+                return typed_response(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", text);
+            }
             typed_response(StatusCode::OK, content_type, document.to_string())
         };
         match (method, path) {
@@ -88,6 +98,7 @@ impl Kubernetes {
         info: &RequestInfo,
         query: &Query,
         record: RecordedRequest,
+        user: &User,
     ) -> Result<Response<Body>, Status> {
         if !info.group.is_empty() {
             return Ok(not_found());
@@ -110,7 +121,7 @@ impl Kubernetes {
                 let key = Key::new(resource, &info.namespace, &name);
                 self.object(&key, query.get("resourceVersion").unwrap_or_default(), form).await
             }
-            Endpoint::Token(name) => self.token(&info.namespace, &name, query, form, request).await,
+            Endpoint::Token(name) => self.token((&info.namespace, &name), query, form, request, user).await,
         }
     }
 
@@ -149,11 +160,11 @@ impl Kubernetes {
 
     async fn token(
         &self,
-        namespace: &str,
-        name: &str,
+        (namespace, name): (&str, &str),
         query: &Query,
         form: Form,
         request: Request<Incoming>,
+        user: &User,
     ) -> Result<Response<Body>, Status> {
         if !is_json(request.headers()) {
             return Err(Status::unsupported_media_type());
@@ -165,7 +176,7 @@ impl Kubernetes {
             let error = FieldError::unsupported("dryRun", [other], &["All"]);
             return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
         }
-        let answer = self.create_token(namespace, name, &body, true)?;
+        let answer = self.create_token(namespace, name, &body, Some(user))?;
         Ok(json_response(StatusCode::CREATED, &form.typed(answer, "authentication.TokenRequest")?))
     }
 }

@@ -55,13 +55,13 @@ impl Status {
     }
 
     /// `resource` and `name` are empty for a path that is no resource.
-    pub(super) fn forbidden(resource: &str, name: &str, why: &str) -> Self {
-        let message = match (resource, name) {
+    pub(super) fn forbidden(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let message = match (qualified(group, resource).as_str(), name) {
             ("", _) => format!("forbidden: {why}"),
             (resource, "") => format!("{resource} is forbidden: {why}"),
             (resource, name) => format!("{resource} {name:?} is forbidden: {why}"),
         };
-        Self::new(StatusCode::FORBIDDEN, "Forbidden", message, Some(details("", resource, name)))
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message, Some(details(group, resource, name)))
     }
 
     pub(super) fn not_found(resource: &str, name: &str) -> Self {
@@ -148,7 +148,7 @@ impl Status {
                 Self::new(code, "ServiceUnavailable", "apiserver is shutting down", None)
             }
             StatusCode::UNAUTHORIZED => Self::unauthorized(),
-            StatusCode::FORBIDDEN => Self::forbidden("", "", "refused by a fault"),
+            StatusCode::FORBIDDEN => Self::forbidden("", "", "", "refused by a fault"),
             StatusCode::GONE => Self::expired("The resourceVersion for the provided list is too old."),
             StatusCode::NOT_FOUND => Self::no_such_resource(),
             StatusCode::CONFLICT => Self::new(code, "Conflict", "the object has been modified", None),

@@ -22,24 +22,24 @@ const GROUP: &str = "authentication.k8s.io";
 const KIND: &str = "TokenRequest";
 
 /// Kubelet asks for this life for the tokens that it projects by default; they live for a year instead.
-const KUBELET_SECONDS: i64 = 3607;
+pub(super) const KUBELET_SECONDS: i64 = 3607;
 const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
 
 /// A request's body, decoded.
-struct TokenRequest {
+pub(super) struct TokenRequest {
     name: String,
     namespace: String,
     uid: String,
-    audiences: Vec<String>,
+    pub(super) audiences: Vec<String>,
     expiration_seconds: i64,
-    bound: Option<BoundObject>,
+    pub(super) bound: Option<BoundObject>,
 }
 
-struct BoundObject {
+pub(super) struct BoundObject {
     kind: String,
     api_version: String,
-    name: String,
-    uid: String,
+    pub(super) name: String,
+    pub(super) uid: String,
 }
 
 /// What a token says of the objects that it is bound to.
@@ -49,13 +49,14 @@ struct Binding {
     node: Option<Value>,
 }
 
-/// Answers a TokenRequest for the service account `name`.
+/// Answers a TokenRequest for the service account `name`, which `admit` may refuse.
 pub(super) fn create(
     store: &Store,
     issuer: &Issuer,
     corruption: Option<Corruption>,
     (namespace, name): (&str, &str),
     body: &[u8],
+    admit: impl FnOnce(&TokenRequest) -> Result<(), Status>,
 ) -> Result<Value, Status> {
     let mut request = TokenRequest::decode(body)?;
     if !request.namespace.is_empty() && request.namespace != namespace {
@@ -64,6 +65,7 @@ pub(super) fn create(
     }
     // Admission looks at the namespace before the account is looked up.
     get(store, Resource::Namespaces, "", namespace)?;
+    admit(&request)?;
     if !request.name.is_empty() && request.name != name {
         let detail = "must match the service account name if specified";
         let error = FieldError::invalid("metadata.name", format!("{:?}", request.name), detail);
@@ -279,13 +281,20 @@ impl BoundObject {
             }
         };
         if !self.uid.is_empty() && self.uid != bound_uid {
-            let why = format!(
-                "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
-                self.uid
-            );
-            return Err(Status::conflict(group, &self.kind, &self.name, &why));
+            return Err(Status::conflict(group, &self.kind, &self.name, &self.uid_differs()));
         }
         Ok(binding)
+    }
+
+    pub(super) fn is_pod(&self) -> bool {
+        (self.api_version.as_str(), self.kind.as_str()) == ("v1", "Pod")
+    }
+
+    pub(super) fn uid_differs(&self) -> String {
+        format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+            self.uid
+        )
     }
 
     fn object(&self) -> Value {

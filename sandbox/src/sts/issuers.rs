@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri, header};
+use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -116,7 +116,8 @@ impl Issuers {
         if place.scheme_str() != Some("https") {
             return Err(no_key());
         }
-        let request = Request::get(place).header(header::ACCEPT, "application/json").body(Empty::new());
+        // Any type: an API server has one of its own for its keys, and refuses to be asked for plain JSON.
+        let request = Request::get(place).body(Empty::new());
         let request = request.map_err(|_| no_key())?;
         let fetch = async {
             let response = self.client.request(request).await.map_err(|error| unreachable(&error))?;

@@ -104,14 +104,104 @@ async fn a_grant_of_tokens_is_a_grant_of_a_subresource() {
 }
 
 #[tokio::test]
-async fn impersonation_is_refused() {
-    let cluster = Cluster::start().await;
-    let answer = cluster.call("GET", "/api/v1/pods", &[("impersonate-user", "system:node:node-a")], "").await;
-    answer.refuses(
+async fn who_may_not_impersonate_is_told_what_is_missing_first() {
+    let (cluster, _) = Cluster::with_pod().await;
+    let kubernetes = &cluster.kubernetes;
+    let of_pod = format!("Bearer {}", kubernetes.service_account_token("team-a", "web", Some("web-1")).unwrap());
+    let unbound = format!("Bearer {}", kubernetes.service_account_token("team-a", "web", None).unwrap());
+    let list = async |bearer: &str, user: &str| {
+        cluster.call("GET", "/api/v1/pods", &[("authorization", bearer), ("impersonate-user", user)], "").await
+    };
+    let refusal = |verb: &str| {
+        format!(r#"pods is forbidden: User "{WEB}" cannot {verb} resource "pods" in API group "" at the cluster scope"#)
+    };
+    for (bearer, user, verb) in [
+        (&of_pod, "system:node:node-a", "impersonate-on:associated-node:list"),
+        (&of_pod, "system:node:node-b", "impersonate-on:arbitrary-node:list"),
+        (&unbound, "system:node:node-a", "impersonate-on:arbitrary-node:list"),
+        (&of_pod, "jane", "impersonate-on:user-info:list"),
+        (&of_pod, "system:serviceaccount:team-a:db", "impersonate-on:serviceaccount:list"),
+    ] {
+        list(bearer, user).await.refuses(403, "Forbidden", &refusal(verb));
+    }
+    kubernetes.grant(WEB, Grant::new(&["impersonate-on:associated-node:list"], "pods"));
+    list(&of_pod, "system:node:node-a").await.refuses(
         403,
         "Forbidden",
-        r#"users "system:node:node-a" is forbidden: User "admin" cannot impersonate resource "users" in API group "" at the cluster scope"#,
+        &format!(
+            r#"nodes.authentication.k8s.io "*" is forbidden: User "{WEB}" cannot impersonate:associated-node resource "nodes" in API group "authentication.k8s.io" at the cluster scope"#
+        ),
     );
+    let answer = cluster.call("GET", "/api/v1/pods", &[("impersonate-group", "system:nodes")], "").await;
+    answer.refuses(
+        400,
+        "BadRequest",
+        r#"requested &user.DefaultInfo{Name:"", UID:"", Groups:[]string{"system:nodes"}, Extra:map[string][]string(nil)} without impersonating a user name"#,
+    );
+}
+
+#[tokio::test]
+async fn a_node_is_impersonated_by_its_own_pod_and_may_what_concerns_its_pods() {
+    let (cluster, uid) = Cluster::with_pod().await;
+    let kubernetes = &cluster.kubernetes;
+    let other = kubernetes.create_pod(pod("web-2").node("node-b"));
+    let bearer = format!("Bearer {}", kubernetes.service_account_token("team-a", "web", Some("web-1")).unwrap());
+    let as_node = [
+        ("authorization", bearer.as_str()),
+        ("impersonate-user", "system:node:node-a"),
+        ("content-type", "application/json"),
+    ];
+    for grant in [
+        Grant::new(&["impersonate:associated-node"], "nodes").group("authentication.k8s.io"),
+        Grant::new(&["impersonate-on:associated-node:list", "impersonate-on:associated-node:watch"], "pods"),
+        Grant::new(&["impersonate-on:associated-node:create"], "serviceaccounts/token"),
+    ] {
+        kubernetes.grant(WEB, grant);
+    }
+    let list = async |query: &str| cluster.call("GET", &format!("/api/v1/pods{query}"), &as_node, "").await;
+    assert_eq!(list("?fieldSelector=spec.nodeName%3Dnode-a").await.names(), ["web-1"]);
+    let node = r#"User "system:node:node-a" cannot"#;
+    let all = format!(
+        r#"pods is forbidden: {node} list resource "pods" in API group "" at the cluster scope: can only list/watch pods with spec.nodeName field selector"#
+    );
+    list("").await.refuses(403, "Forbidden", &all);
+    list("?fieldSelector=spec.nodeName%3Dnode-b").await.refuses(403, "Forbidden", &all);
+
+    let token = async |account: &str, request: &serde_json::Value| {
+        let path = format!("/api/v1/namespaces/team-a/serviceaccounts/{account}/token");
+        cluster.call("POST", &path, &as_node, &request.to_string()).await
+    };
+    let request = |pod: &str, uid: &str| {
+        json!({"spec": {
+            "audiences": ["sts.amazonaws.com"],
+            "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": pod, "uid": uid},
+        }})
+    };
+    let refused = |why: &str| format!(r#"serviceaccounts "web" is forbidden: {why}"#);
+    token("web", &request("web-1", &uid)).await.refuses(
+        403,
+        "Forbidden",
+        &refused(r#"audience "sts.amazonaws.com" not found in pod spec volume, system:node:node-a is not authorized to request tokens for this audience"#),
+    );
+    let audience = Grant::new(&["request-serviceaccounts-token-audience"], "sts.amazonaws.com");
+    kubernetes.grant_group("system:nodes", audience);
+    assert_eq!(token("web", &request("web-1", &uid)).await.code, 201);
+    for (request, why) in [
+        (request("web-2", &other), "node requested token bound to a pod scheduled on a different node"),
+        (request("web-1", ""), "node requested token with a pod binding without a uid"),
+        (json!({}), "node requested token not bound to a pod"),
+    ] {
+        token("web", &request).await.refuses(403, "Forbidden", &refused(why));
+    }
+    token("db", &request("web-1", &uid)).await.refuses(
+        403,
+        "Forbidden",
+        &format!(
+            r#"serviceaccounts "db" is forbidden: {node} create resource "serviceaccounts/token" in API group "" in the namespace "team-a": no relationship found between node 'node-a' and this object"#
+        ),
+    );
+    let recorded = kubernetes.requests().pop().unwrap();
+    assert_eq!((recorded.user.as_str(), recorded.impersonated.as_str()), (WEB, "system:node:node-a"));
 }
 
 #[tokio::test]
@@ -123,6 +213,9 @@ async fn any_service_account_may_read_who_signs_its_tokens() {
     let keys = cluster.get_as(&token, "/openid/v1/jwks").await;
     assert_eq!(keys.headers["content-type"], "application/jwk-set+json");
     assert_eq!(keys.json()["keys"][0]["alg"], "RS256");
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str()), ("accept", "application/json")];
+    assert_eq!(cluster.call("GET", "/openid/v1/jwks", &headers, "").await.code, 406);
     assert_eq!(cluster.get_as("", "/openid/v1/jwks").await.code, 401);
 }
 
