@@ -19,7 +19,7 @@ test-clients: ## Run the tests with other ecosystems' clients: aws, boto3 (root,
 
 test-apiserver: ## Run the tests on a real API server, which is built once (root, Go 1.26; minutes at first)
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }
-	cargo test --locked --test apiserver -- --ignored
+	cargo test --locked --test apiserver --test contract -- --ignored
 
 lint: ## Check format and lints
 	cargo fmt --all --check

@@ -19,7 +19,7 @@ use sandbox::{
     sandbox::{AUDIENCE, DAEMON, NODE, Pod, Sandbox},
 };
 use serde_json::{Value, json};
-use server::{ADMIN_CALLER, Answer, ApiServer, Caller, bound, for_sts};
+use server::{Answer, ApiServer, Caller, bound, for_sts};
 use support::{Daemon, eventually, metric, role_status, sandbox, sdk};
 
 const AS_NODE: &str = "system:node:node-1";
@@ -63,7 +63,7 @@ impl Cluster {
     }
 
     fn own_unbound_token(&self) -> String {
-        let answer = self.api.token(&self.sandbox, ADMIN_CALLER, (DAEMON, DAEMON), &json!({}));
+        let answer = self.api.token(&self.sandbox, self.api.admin(), (DAEMON, DAEMON), &json!({}));
         self.api.issued(answer)
     }
 }
@@ -176,7 +176,7 @@ fn in_direct_mode_each_clause_of_the_policy_refuses_what_it_alone_should() {
     cluster.token(by_unbound, "web", &good).refuses(422, only_bound);
     in_system().refuses(422, "kube2irsa may not ask for tokens in this namespace");
     // Nobody else is hindered.
-    cluster.token(ADMIN_CALLER, "web", &json!({})).accepted();
+    cluster.token(api.admin(), "web", &json!({})).accepted();
 
     // One mode's rights at a time.
     api.apply(sandbox, "rbac-node.yaml");

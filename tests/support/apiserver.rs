@@ -1,36 +1,45 @@
-//! A real API server, built once from `tests/apiserver/` and started outside of a sandbox's node.
+//! API servers outside of a sandbox's node: a real one, built once from `tests/apiserver/`, and the sandbox's
+//! own, behind one face.
 
-#![allow(unreachable_pub, reason = "a module of one test binary")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::{
-    fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{ChildStdout, Command, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
+    time::Duration,
 };
 
 use http::{Method, Request, header::CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use kube::{Client, Config, client::Body, config::Kubeconfig};
 use sandbox::{
+    kubernetes::{Kubernetes, NewPod},
     network::{KUBERNETES_ADDRESS, Process},
     sandbox::{AUDIENCE, DAEMON, DAEMON_POD, NODE, Sandbox},
 };
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// The token of a user who may do everything.
+use crate::support::PATIENCE;
+
+/// A user who may do everything, and that user's token on the real server.
 const ADMINISTRATOR: &str = "administrator";
 
 pub struct ApiServer {
     /// Also the issuer's URL: AWS takes none with a port of its own.
     pub url: String,
     ca_pem: String,
-    _process: Process,
-    _lines: BufReader<ChildStdout>,
+    administrator: String,
+    kind: Kind,
     runtime: Runtime,
+}
+
+enum Kind {
+    Real(Mutex<(Process, BufReader<ChildStdout>)>),
+    Sandbox(Kubernetes),
 }
 
 /// Who makes a request.
@@ -39,8 +48,6 @@ pub struct Caller<'a> {
     pub token: &'a str,
     pub impersonates: Option<&'a str>,
 }
-
-pub const ADMIN_CALLER: Caller<'_> = Caller { token: ADMINISTRATOR, impersonates: None };
 
 /// An answer: its status and its object.
 #[derive(Debug)]
@@ -82,46 +89,93 @@ fn binary() -> &'static Path {
     })
 }
 
+/// Starts the program on what is in the folder, and waits until it serves.
+fn spawn(sandbox: &Sandbox, folder: &Path) -> (Process, BufReader<ChildStdout>) {
+    let address = KUBERNETES_ADDRESS.to_string();
+    let mut process = sandbox
+        .outside()
+        .command(binary())
+        .arg("-data-dir")
+        .arg(folder)
+        .args(["-address", &address, "-port", "443", "-issuer", &format!("https://{address}")])
+        .arg("-tls-cert")
+        .arg(folder.join("server.pem"))
+        .arg("-tls-key")
+        .arg(folder.join("server.key"))
+        .arg("-ca")
+        .arg(folder.join("ca.pem"))
+        .arg("-token-file")
+        .arg(folder.join("users"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(folder.join("log")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert!(line.contains("\"url\""), "{}", fs::read_to_string(folder.join("log")).unwrap());
+    (process, lines)
+}
+
+/// Whose threads live where the servers can be reached.
+fn runtime(sandbox: &Sandbox) -> Runtime {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let build = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    sandbox.outside().enter(build).unwrap().unwrap()
+}
+
 impl ApiServer {
     pub fn start(sandbox: &Sandbox) -> Self {
         let folder = sandbox.directory().join("apiserver");
         fs::create_dir(&folder).unwrap();
-        let file = |name: &str, text: &str| {
-            fs::write(folder.join(name), text).unwrap();
-            folder.join(name)
-        };
+        let file = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
         let address = KUBERNETES_ADDRESS.to_string();
         let (cert, key) = sandbox.cloud.server_pem(&[&address]).unwrap();
-        let log = fs::File::create(folder.join("log")).unwrap();
-        let mut process = sandbox
-            .outside()
-            .command(binary())
-            .arg("-data-dir")
-            .arg(&folder)
-            .args(["-address", &address, "-port", "443", "-issuer", &format!("https://{address}")])
-            .arg("-tls-cert")
-            .arg(file("server.pem", &cert))
-            .arg("-tls-key")
-            .arg(file("server.key", &key))
-            .arg("-ca")
-            .arg(file("ca.pem", sandbox.cloud.ca_pem()))
-            .arg("-token-file")
-            .arg(file("users", &format!("{ADMINISTRATOR},{ADMINISTRATOR},1,\"system:masters\"\n")))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap());
-        let mut line = String::new();
-        lines.read_line(&mut line).unwrap();
-        assert!(line.contains("\"url\""), "{}", fs::read_to_string(folder.join("log")).unwrap());
-        // The client's threads live where the server can be reached.
-        let builder = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = sandbox.outside().enter(builder).unwrap().unwrap();
-        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        file("server.pem", &cert);
+        file("server.key", &key);
+        file("ca.pem", sandbox.cloud.ca_pem());
+        file("users", &format!("{ADMINISTRATOR},{ADMINISTRATOR},1,\"system:masters\"\n"));
+        let (process, lines) = spawn(sandbox, &folder);
+        let runtime = runtime(sandbox);
         let (url, ca_pem) = (format!("https://{address}"), sandbox.cloud.ca_pem().to_owned());
-        Self { url, ca_pem, _process: process, _lines: lines, runtime }
+        let kind = Kind::Real(Mutex::new((process, lines)));
+        Self { url, ca_pem, administrator: ADMINISTRATOR.to_owned(), kind, runtime }
+    }
+
+    /// The sandbox's own.
+    pub fn of_sandbox(sandbox: &Sandbox) -> Self {
+        let kubernetes = sandbox.cloud.kubernetes.clone();
+        Self {
+            url: sandbox.cloud.api_url(),
+            ca_pem: sandbox.cloud.ca_pem().to_owned(),
+            administrator: kubernetes.user_token(ADMINISTRATOR),
+            kind: Kind::Sandbox(kubernetes),
+            runtime: runtime(sandbox),
+        }
+    }
+
+    /// Who may do everything.
+    pub fn admin(&self) -> Caller<'_> {
+        Caller { token: &self.administrator, impersonates: None }
+    }
+
+    /// History is forgotten. A real server keeps what it has seen itself, so it is started anew.
+    pub fn compact(&self, sandbox: &Sandbox) {
+        match &self.kind {
+            Kind::Real(process) => {
+                let mut running = process.lock().unwrap();
+                let (process, lines) = &mut *running;
+                writeln!(process.stdin.as_mut().unwrap(), "compact").unwrap();
+                let mut line = String::new();
+                lines.read_line(&mut line).unwrap();
+                assert!(line.contains("compacted"), "{line}");
+                drop(process.stdin.take());
+                process.wait().unwrap();
+                *running = spawn(sandbox, &sandbox.directory().join("apiserver"));
+            }
+            Kind::Sandbox(kubernetes) => kubernetes.compact(),
+        }
     }
 
     /// A kubeconfig with this token.
@@ -145,16 +199,16 @@ impl ApiServer {
         content_type: &str,
         body: String,
     ) -> Answer {
-        let kubeconfig = Kubeconfig::from_yaml(&self.kubeconfig(sandbox, caller.token)).unwrap();
-        let impersonates = caller.impersonates.map(str::to_owned);
         let request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(path);
         let request = request.header(CONTENT_TYPE, content_type).body(Body::from(body.into_bytes())).unwrap();
+        self.answer(sandbox, caller, request)
+    }
+
+    /// Any request.
+    pub fn answer(&self, sandbox: &Sandbox, caller: Caller<'_>, request: Request<Body>) -> Answer {
+        let client = self.client(sandbox, caller);
         let answer = self.runtime.spawn(async move {
-            let mut config = Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
-            config.default_retry = false;
-            config.auth_info.impersonate = impersonates;
-            let response = Client::try_from(config).unwrap().send(request).await.unwrap();
-            let (parts, body) = response.into_parts();
+            let (parts, body) = client.await.send(request).await.unwrap().into_parts();
             let body = body.collect().await.unwrap().to_bytes();
             let text = String::from_utf8_lossy(&body).into_owned();
             Answer(parts.status.as_u16(), serde_json::from_slice(&body).unwrap_or(Value::String(text)))
@@ -162,9 +216,43 @@ impl ApiServer {
         self.runtime.block_on(answer).unwrap()
     }
 
+    /// The first events of a watch, while `meanwhile` is done after it was accepted; fewer if it ends before.
+    pub fn watch(&self, sandbox: &Sandbox, path: &str, count: usize, meanwhile: impl FnOnce()) -> Vec<Value> {
+        let client = self.client(sandbox, self.admin());
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let accepted = self.runtime.spawn(async move { client.await.send(request).await.unwrap().into_body() });
+        let mut body = self.runtime.block_on(accepted).unwrap();
+        meanwhile();
+        let events = self.runtime.spawn(async move {
+            let mut bytes = Vec::new();
+            let whole = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count();
+            while whole(&bytes) < count {
+                match body.frame().await {
+                    Some(frame) => bytes.extend(frame.unwrap().into_data().unwrap()),
+                    None => break,
+                }
+            }
+            let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            lines.take(count).map(|line| serde_json::from_slice(line).unwrap()).collect()
+        });
+        let limited = async { tokio::time::timeout(PATIENCE, events).await };
+        self.runtime.block_on(limited).expect("the watch is silent").unwrap()
+    }
+
+    fn client(&self, sandbox: &Sandbox, caller: Caller<'_>) -> impl Future<Output = Client> + Send + 'static {
+        let kubeconfig = Kubeconfig::from_yaml(&self.kubeconfig(sandbox, caller.token)).unwrap();
+        let impersonates = caller.impersonates.map(str::to_owned);
+        async move {
+            let mut config = Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+            config.default_retry = false;
+            config.auth_info.impersonate = impersonates;
+            Client::try_from(config).unwrap()
+        }
+    }
+
     /// Creates an object, as an administrator.
     pub fn create(&self, sandbox: &Sandbox, path: &str, object: &Value) -> Value {
-        self.call(sandbox, ADMIN_CALLER, "POST", path, object).accepted()
+        self.call(sandbox, self.admin(), "POST", path, object).accepted()
     }
 
     /// Applies a file of `daemonset/`, as `kubectl apply --server-side` does.
@@ -186,16 +274,23 @@ impl ApiServer {
                 }
                 kind => panic!("a kind that is not known here: {kind}"),
             };
-            write!(path, "/{}?fieldManager=test&force=true&fieldValidation=Strict", field("  name: ")).unwrap();
+            path += &format!("/{}?fieldManager=test&force=true&fieldValidation=Strict", field("  name: "));
             let yaml = "application/apply-patch+yaml";
-            self.send(sandbox, ADMIN_CALLER, "PATCH", &path, yaml, document.to_owned()).accepted();
+            self.send(sandbox, self.admin(), "PATCH", &path, yaml, document.to_owned()).accepted();
         }
     }
 
     /// A namespace with these service accounts.
     pub fn add_namespace(&self, sandbox: &Sandbox, namespace: &str, accounts: &[(&str, Value)]) {
+        if let Kind::Sandbox(kubernetes) = &self.kind {
+            kubernetes.create_namespace(namespace, &[]);
+            for (name, _) in accounts.iter().filter(|(name, _)| *name != "default") {
+                kubernetes.apply_service_account(namespace, name, &[]);
+            }
+            return;
+        }
         let path = format!("/api/v1/namespaces/{namespace}");
-        if self.call(sandbox, ADMIN_CALLER, "GET", &path, &Value::Null).0 == 404 {
+        if self.call(sandbox, self.admin(), "GET", &path, &Value::Null).0 == 404 {
             self.create(sandbox, "/api/v1/namespaces", &json!({"metadata": {"name": namespace}}));
         }
         for (name, annotations) in accounts {
@@ -213,6 +308,14 @@ impl ApiServer {
         node: &str,
         address: Option<&str>,
     ) -> String {
+        if let Kind::Sandbox(kubernetes) = &self.kind {
+            let pod = NewPod::new(namespace, name).service_account(account).node(node);
+            let uid = kubernetes.create_pod(if address.is_none() { pod.host_network() } else { pod });
+            if let Some(address) = address {
+                kubernetes.run_pod(namespace, name, &[address.parse().unwrap()]);
+            }
+            return uid;
+        }
         let path = format!("/api/v1/namespaces/{namespace}/pods");
         let pod = json!({
             "metadata": {"name": name},
@@ -231,22 +334,43 @@ impl ApiServer {
                 "podIP": address,
                 "podIPs": [{"ip": address}],
             }});
-            self.call(sandbox, ADMIN_CALLER, "PATCH", &format!("{path}/{name}/status"), &status).accepted();
+            self.call(sandbox, self.admin(), "PATCH", &format!("{path}/{name}/status"), &status).accepted();
         }
         pod["metadata"]["uid"].as_str().unwrap().to_owned()
     }
 
+    /// The pod is gone at once.
+    pub fn delete_pod(&self, sandbox: &Sandbox, namespace: &str, name: &str) {
+        match &self.kind {
+            Kind::Sandbox(kubernetes) => {
+                kubernetes.start_deleting_pod(namespace, name, Duration::ZERO);
+                kubernetes.delete_pod(namespace, name);
+            }
+            Kind::Real(_) => {
+                let path = format!("/api/v1/namespaces/{namespace}/pods/{name}?gracePeriodSeconds=0");
+                self.call(sandbox, self.admin(), "DELETE", &path, &Value::Null).accepted();
+            }
+        }
+    }
+
     pub fn add_node(&self, sandbox: &Sandbox, name: &str) {
+        if let Kind::Sandbox(kubernetes) = &self.kind {
+            return kubernetes.create_node(name);
+        }
         self.create(sandbox, "/api/v1/nodes", &json!({"metadata": {"name": name}}));
     }
 
     /// The daemon's account and its pod on [`NODE`]; the token that its kubelet would mount.
     pub fn add_daemon(&self, sandbox: &Sandbox) -> String {
+        if let Kind::Sandbox(kubernetes) = &self.kind {
+            // It is there, with the rights of node mode.
+            return kubernetes.service_account_token(DAEMON, DAEMON, Some(DAEMON_POD)).unwrap();
+        }
         self.apply(sandbox, "service-account.yaml");
         self.add_node(sandbox, NODE);
         let uid = self.add_pod(sandbox, (DAEMON, DAEMON_POD), DAEMON, NODE, None);
         let request = json!({"spec": {"expirationSeconds": 3607, "boundObjectRef": bound(DAEMON_POD, &uid)}});
-        self.issued(self.token(sandbox, ADMIN_CALLER, (DAEMON, DAEMON), &request))
+        self.issued(self.token(sandbox, self.admin(), (DAEMON, DAEMON), &request))
     }
 
     /// A TokenRequest.

@@ -29,7 +29,7 @@ pub(super) enum Subject {
 pub(super) struct Access(Mutex<Vec<(Subject, Grant)>>);
 
 /// What is to be authorised.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Attributes<'a> {
     pub(super) verb: &'a str,
     pub(super) group: &'a str,
@@ -37,6 +37,8 @@ pub(super) struct Attributes<'a> {
     pub(super) resource: &'a str,
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
+    /// Of what is no resource.
+    pub(super) path: &'a str,
 }
 
 // === impl Grant ===
@@ -67,6 +69,7 @@ impl Grant {
         self.verbs.iter().any(|verb| verb == wanted.verb)
             && self.group == wanted.group
             && self.resource == wanted.resource
+            && wanted.path.is_empty()
             && self.namespace.as_ref().is_none_or(|namespace| namespace == wanted.namespace)
     }
 }
@@ -96,11 +99,7 @@ impl Access {
             let allowed = public || (signer && user.groups.iter().any(|group| group == "system:serviceaccounts"));
             return match user.administrator || (request.verb == "get" && allowed) {
                 true => Ok(()),
-                false => {
-                    let RequestInfo { verb, path, .. } = request;
-                    let why = format!("User {:?} cannot {verb} path {path:?}", user.name);
-                    Err(Status::forbidden("", "", "", &why))
-                }
+                false => Err(forbidden(user, request.attributes(&request.verb, ""), "")),
             };
         }
         let node_says = user.as_node().map(|node| node::authorize(node, request, query, store));
@@ -124,7 +123,10 @@ impl Access {
 
 /// The words of `k8s.io/apiserver/pkg/endpoints/handlers/responsewriters`.
 pub(super) fn forbidden(user: &User, wanted: Attributes<'_>, reason: &str) -> Status {
-    let Attributes { verb, group, resource, namespace, name } = wanted;
+    let Attributes { verb, group, resource, namespace, name, path } = wanted;
+    if !path.is_empty() {
+        return Status::forbidden("", "", "", &format!("User {:?} cannot {verb} path {path:?}", user.name));
+    }
     let scope = match namespace {
         "" => "at the cluster scope".to_owned(),
         namespace => format!("in the namespace {namespace:?}"),

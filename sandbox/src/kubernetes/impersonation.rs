@@ -63,7 +63,7 @@ pub(super) fn impersonated(
             Err(refusal) => refusals.push(refusal),
         }
     }
-    let legacy = Attributes { verb: "impersonate", group: "", resource: "users", namespace: "", name: wanted };
+    let legacy = Attributes { verb: "impersonate", resource: "users", name: wanted, ..Attributes::default() };
     // Nobody has the old right here, administrators neither: it would make others than nodes.
     refusals.push(super::access::forbidden(user, legacy, ""));
     Err(refusals.swap_remove(0))
@@ -81,7 +81,7 @@ fn constrained(mode: &str, wanted: &str, user: &User, request: &RequestInfo, acc
         (_, None) => ("users", wanted),
     };
     let verb = format!("impersonate:{mode}");
-    access.check(user, Attributes { verb: &verb, group: GROUP, resource, namespace: "", name }, "")
+    access.check(user, Attributes { verb: &verb, group: GROUP, resource, name, ..Attributes::default() }, "")
 }
 
 fn node_name(user: &str) -> Option<&str> {

@@ -88,7 +88,7 @@ pub(super) fn admit(
         return Err(forbidden("node requested token with a pod binding without a uid"));
     }
     let pod = store.get(&Key::new(Resource::Pods, namespace, &bound.name));
-    let pod = pod.ok_or_else(|| Status::not_found("pods", &bound.name))?;
+    let pod = pod.ok_or_else(|| Status::not_found("pod", &bound.name))?;
     if pod.pointer("/metadata/uid").and_then(Value::as_str) != Some(&bound.uid) {
         return Err(forbidden(&bound.uid_differs()));
     }
@@ -102,7 +102,7 @@ pub(super) fn admit(
         _ => return Err(forbidden("node may only request 0 or 1 audiences")),
     };
     let verb = "request-serviceaccounts-token-audience";
-    let wanted = Attributes { verb, group: "", resource: audience, namespace, name: account };
+    let wanted = Attributes { verb, resource: audience, namespace, name: account, ..Attributes::default() };
     access.check(user, wanted, "").map_err(|_| {
         let name = &user.name;
         forbidden(&format!(

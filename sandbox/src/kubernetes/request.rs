@@ -69,7 +69,8 @@ impl RequestInfo {
 
     /// What of it is authorised, with a verb of that authorisation's own and the qualified resource.
     pub(super) fn attributes<'a>(&'a self, verb: &'a str, resource: &'a str) -> Attributes<'a> {
-        Attributes { verb, group: &self.group, resource, namespace: &self.namespace, name: &self.name }
+        let path = if self.is_resource { "" } else { &self.path };
+        Attributes { verb, group: &self.group, resource, namespace: &self.namespace, name: &self.name, path }
     }
 
     /// The resource with its subresource, as roles name it.

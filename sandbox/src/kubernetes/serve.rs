@@ -76,7 +76,7 @@ impl Kubernetes {
             let accepted = accept.split(',').map(|clause| clause.split(';').next().unwrap_or_default().trim());
             if path == JWKS_PATH && !accepted.into_iter().any(|one| one == "*/*" || one == content_type) {
                 let text = format!("406: Not Acceptable\n\nAvailable representations: {content_type}");
-                return typed_response(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", text);
+                return Status::not_acceptable(text, Some(json!({}))).response();
             }
             typed_response(StatusCode::OK, content_type, document.to_string())
         };

@@ -197,9 +197,17 @@ impl TokenRequest {
         let api_version = if api_version.is_empty() { format!("{GROUP}/v1") } else { api_version };
         if (kind.as_str(), api_version.as_str()) != (KIND, "authentication.k8s.io/v1") {
             let version = api_version.rsplit('/').next().unwrap_or_default();
-            let why = format!(
-                "no kind {kind:?} is registered for version {api_version:?} in scheme \"pkg/runtime/scheme.go:111\""
+            // Two of those that a server knows and cannot take for this one.
+            let known = matches!(
+                (kind.as_str(), api_version.as_str()),
+                ("Pod", "v1") | ("TokenReview", "authentication.k8s.io/v1")
             );
+            let why = match known {
+                true => format!("converting (v1.{kind}) to (authentication.TokenRequest): unknown conversion"),
+                false => format!(
+                    "no kind {kind:?} is registered for version {api_version:?} in scheme \"pkg/runtime/scheme.go:111\""
+                ),
+            };
             return Err(Status::bad_request(format!(
                 "{kind} in version {version:?} cannot be handled as a {KIND}: {why}"
             )));

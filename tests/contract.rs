@@ -1,0 +1,345 @@
+//! The sandbox's Kubernetes API answers as a real API server does: the same requests to both, and the same
+//! answers, but for UIDs, versions and times. A tier with `apiserver.rs` (`make test-apiserver`).
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "support/apiserver.rs"]
+mod server;
+mod support;
+
+use http::{Request, header::ACCEPT};
+use kube::client::Body;
+use sandbox::sandbox::{DAEMON, NODE, Sandbox};
+use serde_json::{Value, json};
+use server::{Answer, ApiServer, Caller, bound, for_sts};
+use support::{eventually, sandbox};
+
+const ACCOUNTS: &str = "/api/v1/namespaces/team-a/serviceaccounts";
+const PODS: &str = "/api/v1/namespaces/team-a/pods";
+const OTHER_NODE: &str = "node-2";
+
+/// One of the two servers with a cluster on it, and what it has answered.
+struct Server<'a> {
+    sandbox: &'a Sandbox,
+    api: ApiServer,
+    daemon_token: String,
+    uid: String,
+    transcript: Vec<String>,
+}
+
+/// Runs the test on both, and compares what they answered.
+fn on_both(test: impl Fn(&mut Server<'_>)) {
+    let sandbox = sandbox();
+    let transcripts = [ApiServer::start(&sandbox), ApiServer::of_sandbox(&sandbox)].map(|api| {
+        let daemon_token = api.add_daemon(&sandbox);
+        api.add_node(&sandbox, OTHER_NODE);
+        // On a real cluster a controller makes the default account.
+        let accounts = ["db", "default", "unused", "web"].map(|name| (name, Value::Null));
+        api.add_namespace(&sandbox, "team-a", &accounts);
+        let uid = api.add_pod(&sandbox, ("team-a", "web-0"), "web", NODE, Some("10.244.0.1"));
+        api.add_pod(&sandbox, ("team-a", "web-1"), "web", OTHER_NODE, Some("10.244.1.1"));
+        api.add_pod(&sandbox, ("team-a", "host-0"), "db", OTHER_NODE, None);
+        let mut server = Server { sandbox: &sandbox, api, daemon_token, uid, transcript: Vec::new() };
+        test(&mut server);
+        server.transcript
+    });
+    let [real, ours] = &transcripts;
+    let differ = real.iter().zip(ours).filter(|(real, ours)| real != ours);
+    let differ = differ.map(|(real, ours)| format!("real: {real}\nours: {ours}")).collect::<Vec<_>>();
+    assert!(differ.is_empty(), "{}", differ.join("\n\n"));
+    assert!(real.len() == ours.len() && !real.is_empty());
+}
+
+impl Server<'_> {
+    fn call(&self, caller: Caller<'_>, method: &str, path: &str, body: &Value) -> Answer {
+        self.api.call(self.sandbox, caller, method, path, body)
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.call(self.api.admin(), "GET", path, &Value::Null)
+    }
+
+    /// A refusal in full; of an object what is no matter of this cluster's own.
+    fn note(&mut self, what: &str, Answer(code, object): &Answer) {
+        let said = match object["kind"].as_str() {
+            Some("Status") => object.to_string(),
+            Some("TokenRequest") => object["spec"].to_string(),
+            _ => match object["items"].as_array() {
+                Some(items) => {
+                    let names = items.iter().map(|item| item["metadata"]["name"].to_string()).collect::<Vec<_>>();
+                    let more = object["metadata"]["continue"].is_string();
+                    let remain = &object["metadata"]["remainingItemCount"];
+                    format!("{} {} {more} {remain}", object["kind"], names.join(" "))
+                }
+                None => format!("{} {}", object["kind"], object["metadata"]["name"]),
+            },
+        };
+        self.transcript.push(format!("{}: {code} {}", without_accidents(what), without_accidents(&said)));
+    }
+
+    fn note_get(&mut self, path: &str) {
+        let answer = self.get(path);
+        self.note(path, &answer);
+    }
+
+    fn note_token(&mut self, what: &str, account: &str, request: &Value) {
+        let answer = self.api.token(self.sandbox, self.api.admin(), ("team-a", account), request);
+        self.note(&format!("{what} {request}"), &answer);
+    }
+
+    fn note_events(&mut self, what: &str, events: &[Value]) {
+        for event in events {
+            let object = &event["object"];
+            let metadata = &object["metadata"];
+            let said = format!(
+                "{} {} {} {} {}",
+                event["type"], object["kind"], metadata["name"], object["status"]["podIP"], object["message"]
+            );
+            self.transcript.push(format!("{what}: {} {}", without_accidents(&said), metadata["annotations"]));
+        }
+        self.transcript.push(format!("{what}: {} events", events.len()));
+    }
+
+    fn version(&self) -> String {
+        self.get(PODS).accepted()["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+    }
+}
+
+/// UIDs, versions and continuations are each server's own.
+fn without_accidents(text: &str) -> String {
+    let hex = |part: &str| part.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let parts = text.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_');
+    let parts = parts.map(|part| {
+        let word = part.trim_end_matches(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_');
+        match word {
+            word if word.len() == 36 && hex(word) => part.replace(word, "UID"),
+            word if word.len() > 60 => part.replace(word, "LONG"),
+            word if word.len() < 9 && word.len() > 1 && word.bytes().all(|b| b.is_ascii_digit()) => {
+                part.replace(word, "NUMBER")
+            }
+            _ => part.to_owned(),
+        }
+    });
+    parts.collect()
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn lists_selectors_and_options() {
+    on_both(|server| {
+        let mut token = String::new();
+        loop {
+            let path = format!("{ACCOUNTS}?limit=1&continue={token}");
+            let page = server.get(&path);
+            server.note("page", &page);
+            match page.accepted()["metadata"]["continue"].as_str() {
+                Some(next) => token = next.to_owned(),
+                None => break,
+            }
+        }
+        for query in [
+            "limit=2",
+            "limit=1&fieldSelector=metadata.name!%3Dweb-0",
+            "fieldSelector=spec.nodeName%3Dnode-1",
+            "fieldSelector=spec.nodeName!%3Dnode-1",
+            "fieldSelector=status.phase%3DRunning,spec.hostNetwork%3Dfalse",
+            "fieldSelector=spec.hostNetwork%3Dtrue",
+            "fieldSelector=spec.serviceAccountName=web",
+            "fieldSelector=status.podIP=10.244.1.1",
+            "fieldSelector=status.podIPs=10.244.1.1",
+            "labelSelector=!app",
+            "labelSelector=app",
+            "labelSelector=a===",
+            "fieldSelector=foo=bar",
+            "fieldSelector=foo",
+            "limit=x",
+            "resourceVersion=abc",
+            "continue=e30",
+            "resourceVersionMatch=Exact",
+            "resourceVersionMatch=Foo&resourceVersion=1",
+            "resourceVersionMatch=Exact&resourceVersion=0",
+            "sendInitialEvents=true",
+            "watch=1&sendInitialEvents=true",
+            "watch=1&resourceVersionMatch=NotOlderThan",
+            "watch=1&resourceVersionMatch=Exact",
+        ] {
+            server.note_get(&format!("{PODS}?{query}"));
+        }
+        for path in [
+            format!("{PODS}/nope"),
+            format!("{ACCOUNTS}/nope"),
+            format!("{ACCOUNTS}?fieldSelector=foo=bar"),
+            "/api/v1/namespaces/nope".to_owned(),
+            "/api/v1/namespaces?fieldSelector=metadata.namespace=bar".to_owned(),
+            "/api/v1/namespaces/team-a/foos".to_owned(),
+            "/api/v1/nodes/node-1".to_owned(),
+        ] {
+            server.note_get(&path);
+        }
+        for (path, accept) in [
+            (ACCOUNTS, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"),
+            (ACCOUNTS, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"),
+            (ACCOUNTS, "text/html"),
+            ("/openid/v1/jwks", "application/json"),
+        ] {
+            let request = Request::get(path).header(ACCEPT, accept).body(Body::empty()).unwrap();
+            let answer = server.api.answer(server.sandbox, server.api.admin(), request);
+            server.note(accept, &answer);
+        }
+    });
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn watches_bookmarks_status_updates_and_forgotten_history() {
+    on_both(|server| {
+        let version = server.version();
+        let path =
+            format!("{PODS}?watch=1&resourceVersion={version}&timeoutSeconds=20&fieldSelector=spec.nodeName%3Dnode-1");
+        let events = server.api.watch(server.sandbox, &path, 4, || {
+            server.api.add_pod(server.sandbox, ("team-a", "later"), "web", NODE, Some("10.244.0.9"));
+            server.api.add_pod(server.sandbox, ("team-a", "not-here"), "web", OTHER_NODE, Some("10.244.1.9"));
+            server.api.delete_pod(server.sandbox, "team-a", "later");
+        });
+        server.note_events("as it happens", &events);
+        // Again, from history.
+        let events = server.api.watch(server.sandbox, &path, 4, || {});
+        server.note_events("from history", &events);
+        let path = format!("{ACCOUNTS}?watch=1&allowWatchBookmarks=true&timeoutSeconds=20");
+        let events = server.api.watch(server.sandbox, &path, 5, || {});
+        server.note_events("initial events", &events);
+        let version = server.version();
+        let path = format!("{ACCOUNTS}?watch=1&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds=8");
+        let events = server.api.watch(server.sandbox, &path, 2, || {
+            server.api.add_namespace(server.sandbox, "team-a", &[("late", Value::Null)]);
+        });
+        server.note_events("an event and the last bookmark", &events);
+
+        let page = server.get(&format!("{ACCOUNTS}?limit=1")).accepted();
+        let token = page["metadata"]["continue"].as_str().unwrap().to_owned();
+        server.note_get(&format!("{ACCOUNTS}?limit=1&continue={token}&resourceVersion=5"));
+        server.api.add_namespace(server.sandbox, "team-a", &[("later", Value::Null)]);
+        server.api.compact(server.sandbox);
+        server.note_get(&format!("{ACCOUNTS}?limit=1&continue={token}"));
+        let events = server.api.watch(server.sandbox, &format!("{PODS}?watch=1&resourceVersion={version}"), 2, || {});
+        server.note_events("forgotten", &events);
+        let future = format!("{PODS}?resourceVersion=99999999");
+        let answer = server.get(&future).1;
+        server.transcript.push(format!("{} {} {}", answer["code"], answer["reason"], answer["details"]));
+    });
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn token_requests_and_each_refusal() {
+    on_both(|server| {
+        let uid = server.uid.clone();
+        let to = |kind: &str, api_version: &str, name: &str| json!({"spec": {"boundObjectRef": {"kind": kind, "apiVersion": api_version, "name": name}}});
+        for (account, request) in [
+            ("web", for_sts("web-0", &uid)),
+            ("nope", json!({})),
+            ("web", json!({"metadata": {"uid": "x"}})),
+            ("web", json!({"metadata": {"name": "other"}})),
+            ("web", json!({"metadata": {"namespace": "other"}})),
+            ("web", json!({"spec": {"expirationSeconds": 599}})),
+            ("web", json!({"spec": {"expirationSeconds": -1}})),
+            ("web", json!({"spec": {"expirationSeconds": 4_294_967_297_i64}})),
+            ("web", json!({"spec": {"expirationSeconds": "x"}})),
+            ("web", json!({"spec": {"audiences": "x"}})),
+            ("web", json!({"spec": {"audiences": ["a"], "boundObjectRef": bound("nope", "")}})),
+            ("web", json!({"spec": {"audiences": ["a"], "boundObjectRef": bound("", "")}})),
+            ("web", json!({"spec": {"audiences": ["a"], "boundObjectRef": bound("web-0", "u")}})),
+            ("db", for_sts("web-0", &uid)),
+            ("web", to("Node", "v1", "nope")),
+            ("web", to("Secret", "v1", "nope")),
+            ("web", to("Deployment", "apps/v1", "nope")),
+            ("web", to("ConfigMap", "v1", "nope")),
+            ("web", json!({"kind": "Pod", "apiVersion": "v1"})),
+            ("web", json!({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1"})),
+            ("web", json!([])),
+        ] {
+            server.note_token(account, account, &request);
+        }
+        let nowhere = "/api/v1/namespaces/zz/serviceaccounts/web/token";
+        let answer = server.call(server.api.admin(), "POST", nowhere, &json!({}));
+        server.note(nowhere, &answer);
+        // A later pod of the same name is another.
+        server.api.delete_pod(server.sandbox, "team-a", "web-0");
+        server.note_token("gone", "web", &for_sts("web-0", &uid));
+        server.api.add_pod(server.sandbox, ("team-a", "web-0"), "web", NODE, Some("10.244.0.1"));
+        server.note_token("another", "web", &for_sts("web-0", &uid));
+    });
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn impersonation_and_what_a_node_may() {
+    on_both(|server| {
+        if server.api.url != server.sandbox.cloud.api_url() {
+            server.api.apply(server.sandbox, "rbac-node.yaml");
+        }
+        let uid = server.uid.clone();
+        let token = server.daemon_token.clone();
+        let answer = server.api.token(server.sandbox, server.api.admin(), (DAEMON, DAEMON), &json!({}));
+        let unbound = server.api.issued(answer);
+        let as_node = Caller { token: &token, impersonates: Some("system:node:node-1") };
+        let may = || server.api.token(server.sandbox, as_node, ("team-a", "web"), &for_sts("web-0", &uid)).0 == 201;
+        eventually("the rights are in force", may);
+        let elsewhere = server.get(&format!("{PODS}/web-1")).accepted()["metadata"]["uid"].as_str().unwrap().to_owned();
+        let mut for_api = for_sts("web-0", &uid);
+        for_api["spec"]["audiences"] = json!(["kubernetes"]);
+        let mut for_two = for_sts("web-0", &uid);
+        for_two["spec"]["audiences"] = json!(["sts.amazonaws.com", "kubernetes"]);
+        let as_node_and = [
+            None,
+            Some("system:node:node-1"),
+            Some("system:node:node-2"),
+            Some("jane"),
+            Some("system:serviceaccount:team-a:web"),
+        ];
+        for (whose, token) in [("ours", &token), ("unbound", &unbound)] {
+            for impersonates in as_node_and {
+                let caller = Caller { token, impersonates };
+                for path in [
+                    "/api/v1/pods",
+                    "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-1",
+                    "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-2",
+                    "/api/v1/nodes",
+                    "/api/v1/nodes/node-1",
+                    "/api/v1/namespaces/team-a/pods/web-0",
+                    "/api/v1/namespaces/team-a/serviceaccounts",
+                    "/api/v1/namespaces/team-a/serviceaccounts/web",
+                    "/metrics",
+                ] {
+                    let answer = server.call(caller, "GET", path, &Value::Null);
+                    server.note(&format!("{whose} as {impersonates:?} {path}"), &answer);
+                }
+                for (account, request) in [
+                    ("web", for_sts("web-0", &uid)),
+                    ("web", for_sts("web-0", "")),
+                    ("web", for_sts("web-0", "u")),
+                    ("web", for_sts("nope", "u")),
+                    ("web", for_sts("web-1", &elsewhere)),
+                    ("web", json!({})),
+                    ("web", for_api.clone()),
+                    ("web", for_two.clone()),
+                    ("unused", for_sts("web-0", &uid)),
+                ] {
+                    let answer = server.api.token(server.sandbox, caller, ("team-a", account), &request);
+                    server.note(
+                        &format!("{whose} as {impersonates:?} {account} {}", without_accidents(&request.to_string())),
+                        &answer,
+                    );
+                }
+            }
+        }
+        let request = Request::get(PODS).header("impersonate-group", "system:nodes").body(Body::empty()).unwrap();
+        let answer = server.api.answer(server.sandbox, server.api.admin(), request);
+        server.note("a group alone", &answer);
+    });
+}
