@@ -137,7 +137,7 @@ impl ApiServer {
         // Before it is decided no pod is known, so nothing is asked for.
         let (mode, client) = self.access.client().await;
         let token = ask(&client, &wanted).await.map_err(|error| match error {
-            TokenError::Refused { code: 403, message, .. } if mode == Mode::Node => {
+            TokenError::Refused { code: 403 | 404, message, .. } if mode == Mode::Node => {
                 TokenError::NotOfThisNode { message }
             }
             error => error,
