@@ -91,9 +91,15 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        let (pods, disputed) = self.directory.figures();
-        self.metrics.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
-        self.metrics.disputed_addresses.set(i64::try_from(disputed).unwrap_or(i64::MAX));
+        let figures = self.directory.figures();
+        let gauges = [
+            (&self.metrics.pods, figures.pods),
+            (&self.metrics.disputed_addresses, figures.disputed),
+            (&self.metrics.suspended_addresses, figures.suspended),
+        ];
+        for (gauge, figure) in gauges {
+            gauge.set(i64::try_from(figure).unwrap_or(i64::MAX));
+        }
         self.metrics.ready.set(self.missing().is_empty().into());
         match self.metrics.text() {
             Ok((body, format)) => {

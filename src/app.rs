@@ -22,7 +22,7 @@ use crate::{
     config::{ApiServer, Config, Intercept, StsLocation},
     credentials::refresher::{Channel, Refresher},
     drain,
-    identity::{Directory, accounts, watch},
+    identity::{Directory, accounts, binding::Binding, links, watch},
     imds::{
         key,
         respond::Imds,
@@ -81,10 +81,15 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     let channel = Channel::new();
     let store = channel.store();
-    let directory = Arc::new(Directory::new({
+    let binding = match config.intercept {
+        Intercept::None => Binding::WhereFound,
+        Intercept::Iptables => Binding::Required,
+    };
+    let directory = Arc::new(Directory::new(binding, {
         let store = Arc::clone(&store);
         move |uid| store.retire(uid)
     }));
+    spawn(&mut tasks, "watch of links", links::keep(Arc::clone(&directory), Arc::clone(&metrics)));
     let tokens = token::ApiServer::new(client.clone(), config.node_name.clone(), config.token_audience);
     let entitled = {
         let directory = Arc::clone(&directory);

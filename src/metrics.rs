@@ -63,6 +63,12 @@ pub struct Metrics {
     pub pods: IntGauge,
     /// Addresses that several pods claim.
     pub disputed_addresses: IntGauge,
+    /// Addresses whose pod's link ended or changed.
+    pub suspended_addresses: IntGauge,
+    /// Times that a pod's link ended or changed, by reason.
+    pub suspensions: IntCounterVec,
+    /// Times that news of links was lost and all was looked at again.
+    pub link_overruns: IntCounter,
     /// Objects whose form was not understood.
     pub unreadable_objects: IntCounter,
     /// Watches that broke, by resource.
@@ -146,6 +152,19 @@ impl Metrics {
             disputed_addresses: gauge(
                 "disputed_addresses",
                 "Addresses that several pods claim; nobody is served there.",
+            )?,
+            suspended_addresses: gauge(
+                "suspended_addresses",
+                "Addresses whose pod's link ended or changed; nobody is served there.",
+            )?,
+            suspensions: counters(
+                "suspensions_total",
+                "Times that a pod's link ended or changed, by reason.",
+                &["reason"],
+            )?,
+            link_overruns: counter(
+                "link_overruns_total",
+                "Times that news of links was lost and all were looked at again.",
             )?,
             unreadable_objects: counter(
                 "unreadable_objects_total",

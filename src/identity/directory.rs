@@ -9,15 +9,25 @@ use std::{
     fmt,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use dashmap::DashMap;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
+    binding::Binding,
     index::{Changed, Claim, Pod, PodIndex},
     names::{Namespace, NotARoleArn, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid},
 };
+
+mod linked;
+
+/// How often it is looked again which link leads to an address while somebody waits for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The role of a pod's service account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +75,8 @@ pub struct Caller {
 pub enum Entry {
     /// One pod's.
     Caller(Arc<Caller>),
-    /// Claimed by several pods.
-    Disputed,
+    /// Nobody's for now.
+    Withheld(Unidentified),
 }
 
 /// Why nobody could be found behind an address in time.
@@ -76,6 +86,10 @@ pub enum Unidentified {
     NotYet,
     /// Several pods claim it.
     Disputed,
+    /// Its pod's link ended or changed.
+    Suspended,
+    /// Its pod is known, but the link that leads there cannot be said to be the pod's.
+    Unbound,
     /// All pods of this node are known, and it is none of theirs.
     Nobody,
 }
@@ -87,6 +101,8 @@ impl Unidentified {
         match self {
             Self::NotYet => "not_yet_known",
             Self::Disputed => "disputed",
+            Self::Suspended => "suspended",
+            Self::Unbound => "unbound",
             Self::Nobody => "unknown",
         }
     }
@@ -123,12 +139,15 @@ pub struct Directory {
     state: Mutex<State>,
     version: watch::Sender<u64>,
     namespaces: watch::Sender<BTreeSet<Namespace>>,
+    wanted: Notify,
     on_revoked: OnRevoked,
 }
 
 #[derive(Default)]
 struct State {
     index: PodIndex,
+    /// Addresses to be looked at.
+    wanted: BTreeSet<IpAddr>,
     pods_synced: bool,
     accounts: HashMap<Namespace, Accounts>,
 }
@@ -137,6 +156,17 @@ struct State {
 struct Accounts {
     synced: bool,
     by_name: HashMap<ServiceAccountName, ServiceAccount>,
+}
+
+/// What the metrics show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Pods that are known.
+    pub pods: usize,
+    /// Addresses that several pods claim.
+    pub disputed: usize,
+    /// Addresses whose pod is suspended.
+    pub suspended: usize,
 }
 
 impl fmt::Debug for Directory {
@@ -151,10 +181,11 @@ impl Directory {
     /// An empty directory. `on_revoked` is called, briefly and under a lock, with each pod that ended
     /// or whose role changed.
     #[must_use]
-    pub fn new(on_revoked: impl Fn(&PodUid) + Send + Sync + 'static) -> Self {
+    pub fn new(binding: Binding, on_revoked: impl Fn(&PodUid) + Send + Sync + 'static) -> Self {
         Self {
             entries: DashMap::new(),
-            state: Mutex::default(),
+            state: Mutex::new(State { index: PodIndex::new(binding), ..State::default() }),
+            wanted: Notify::new(),
             version: watch::Sender::new(0),
             namespaces: watch::Sender::default(),
             on_revoked: Box::new(on_revoked),
@@ -181,9 +212,13 @@ impl Directory {
             if let Some(caller) = self.identified(address) {
                 return Ok(caller);
             }
-            if tokio::time::timeout_at(deadline, version.changed()).await.is_err() {
+            self.look_again(|claimed, _| claimed == address);
+            let now = Instant::now();
+            if now >= deadline {
                 return Err(self.unidentified(address));
             }
+            // Time is up or something changed: either way it is looked again.
+            let _ = tokio::time::timeout_at(deadline.min(now + LOOK_AGAIN), version.changed()).await;
         }
     }
 
@@ -192,13 +227,13 @@ impl Directory {
     pub fn identified(&self, address: IpAddr) -> Option<Arc<Caller>> {
         match self.entries.get(&address)?.value() {
             Entry::Caller(caller) if caller.role != Role::Unknown => Some(Arc::clone(caller)),
-            Entry::Caller(_) | Entry::Disputed => None,
+            Entry::Caller(_) | Entry::Withheld(_) => None,
         }
     }
 
     fn unidentified(&self, address: IpAddr) -> Unidentified {
         match self.get(address) {
-            Some(Entry::Disputed) => Unidentified::Disputed,
+            Some(Entry::Withheld(why)) => why,
             Some(Entry::Caller(_)) => Unidentified::NotYet,
             None => {
                 let state = self.state();
@@ -235,11 +270,12 @@ impl Directory {
         self.namespaces.subscribe()
     }
 
-    /// Figures for the metrics: pods, and addresses that several pods claim.
+    /// What the metrics show.
     #[must_use]
-    pub fn figures(&self) -> (usize, usize) {
+    pub fn figures(&self) -> Figures {
         let state = self.state();
-        (state.index.pods().count(), state.index.disputed())
+        let (disputed, suspended) = state.index.withheld();
+        Figures { pods: state.index.pods().count(), disputed, suspended }
     }
 
     // What the watches write.
@@ -248,14 +284,14 @@ impl Directory {
     pub fn apply_pod(&self, pod: Pod) {
         let mut state = self.state();
         let changed = state.index.apply(pod);
-        self.publish(&state, &changed);
+        self.publish(&mut state, &changed);
     }
 
     /// A pod is gone.
     pub fn delete_pod(&self, uid: &PodUid) {
         let mut state = self.state();
         let changed = state.index.delete(uid);
-        self.publish(&state, &changed);
+        self.publish(&mut state, &changed);
     }
 
     /// These are all the pods of this node.
@@ -263,14 +299,14 @@ impl Directory {
         let mut state = self.state();
         let changed = state.index.reset(pods);
         state.pods_synced = true;
-        self.publish(&state, &changed);
+        self.publish(&mut state, &changed);
     }
 
     /// A service account appeared or changed.
     pub fn apply_account(&self, namespace: &Namespace, name: ServiceAccountName, account: ServiceAccount) {
         let mut state = self.state();
         state.accounts.entry(namespace.clone()).or_default().by_name.insert(name, account);
-        self.publish_namespace(&state, namespace);
+        self.publish_namespace(&mut state, namespace);
     }
 
     /// A service account is gone; a later one of the same name has another UID and stays.
@@ -281,34 +317,36 @@ impl Directory {
         {
             accounts.by_name.remove(name);
         }
-        self.publish_namespace(&state, namespace);
+        self.publish_namespace(&mut state, namespace);
     }
 
     /// These are all the service accounts of a namespace.
     pub fn reset_accounts(&self, namespace: &Namespace, accounts: HashMap<ServiceAccountName, ServiceAccount>) {
         let mut state = self.state();
         state.accounts.insert(namespace.clone(), Accounts { synced: true, by_name: accounts });
-        self.publish_namespace(&state, namespace);
+        self.publish_namespace(&mut state, namespace);
     }
 
     /// A namespace's service accounts are no longer watched.
     pub fn forget_accounts(&self, namespace: &Namespace) {
         let mut state = self.state();
         state.accounts.remove(namespace);
-        self.publish_namespace(&state, namespace);
+        self.publish_namespace(&mut state, namespace);
     }
 
-    fn publish_namespace(&self, state: &State, namespace: &Namespace) {
+    fn publish_namespace(&self, state: &mut MutexGuard<'_, State>, namespace: &Namespace) {
         let pods = state.index.pods().filter(|pod| pod.namespace == *namespace);
         let addresses = pods.flat_map(|pod| pod.addresses.iter().copied()).collect();
         self.publish(state, &Changed { addresses, ..Changed::default() });
     }
 
-    fn publish(&self, state: &State, changed: &Changed) {
+    fn publish(&self, state: &mut MutexGuard<'_, State>, changed: &Changed) {
         for address in &changed.addresses {
             let new = match state.index.claim(*address) {
                 Claim::Nobody => None,
-                Claim::Disputed => Some(Entry::Disputed),
+                Claim::Disputed => Some(Entry::Withheld(Unidentified::Disputed)),
+                Claim::Suspended => Some(Entry::Withheld(Unidentified::Suspended)),
+                Claim::Unbound => Some(Entry::Withheld(Unidentified::Unbound)),
                 Claim::Pod(pod) => Some(Entry::Caller(Arc::new(Caller { role: state.role(&pod), pod }))),
             };
             let old = self.get(*address);
@@ -329,6 +367,9 @@ impl Directory {
         for uid in &changed.gone {
             (self.on_revoked)(uid);
         }
+        let unlooked = changed.addresses.iter().copied().filter(|address| state.index.unlooked(*address));
+        let unlooked = unlooked.collect::<Vec<_>>();
+        self.want(state, unlooked);
         let namespaces = state.index.pods().filter(|pod| !pod.host_network && !pod.finished);
         let namespaces = namespaces.map(|pod| pod.namespace.clone()).collect::<BTreeSet<_>>();
         self.namespaces.send_if_modified(|wanted| {

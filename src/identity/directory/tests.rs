@@ -18,6 +18,7 @@ fn pod(uid: &str, addresses: &[IpAddr]) -> Pod {
         running: true,
         addresses: addresses.to_vec(),
         started: 0,
+        container_started: Some(0),
     }
 }
 
@@ -27,7 +28,7 @@ fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
 
 fn directory() -> (Directory, mpsc::Receiver<PodUid>) {
     let (sender, revoked) = mpsc::channel();
-    (Directory::new(move |uid| drop(sender.send(uid.clone()))), revoked)
+    (Directory::new(Binding::WhereFound, move |uid| drop(sender.send(uid.clone()))), revoked)
 }
 
 fn role(directory: &Directory) -> Option<Role> {
