@@ -3,10 +3,10 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients lint fmt deny bench ci
+.PHONY: help sandbox test test-clients test-index-long lint fmt deny bench ci
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 sandbox: ## Run the main job in a cluster of network namespaces (root)
 	cargo run --locked --bin sandbox
@@ -16,6 +16,9 @@ test: ## Run all tests that need nothing but Rust and Debian packages (root)
 
 test-clients: ## Run the tests with other ecosystems' clients: aws, boto3 (root, Python)
 	cargo test --locked --test clients -- --ignored
+
+test-index-long: ## Try the pod index under ten million random histories (minutes)
+	cargo test --locked --lib ten_million_histories -- --ignored
 
 lint: ## Check format and lints
 	cargo fmt --all --check

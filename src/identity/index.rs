@@ -306,4 +306,6 @@ impl PodIndex {
 }
 
 #[cfg(test)]
+mod histories;
+#[cfg(test)]
 mod tests;
