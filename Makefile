@@ -3,10 +3,10 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients test-apiserver lint fmt deny bench ci
+.PHONY: help sandbox test test-clients test-apiserver test-index-long lint fmt deny bench ci
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 sandbox: ## Run the main job in a cluster of network namespaces (root)
 	cargo run --locked --bin sandbox
@@ -20,6 +20,9 @@ test-clients: ## Run the tests with other ecosystems' clients: aws, boto3 (root,
 test-apiserver: ## Run the tests on a real API server, which is built once (root, Go 1.26; minutes at first)
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }
 	cargo test --locked --test apiserver --test contract -- --ignored
+
+test-index-long: ## Try the pod index under ten million random histories (minutes)
+	cargo test --locked --lib ten_million_histories -- --ignored
 
 lint: ## Check format and lints
 	cargo fmt --all --check

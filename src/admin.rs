@@ -92,11 +92,13 @@ impl Admin {
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         let figures = self.directory.figures();
-        for (gauge, figure) in [
+        let gauges = [
             (&self.metrics.pods, figures.pods),
             (&self.metrics.disputed_addresses, figures.disputed),
+            (&self.metrics.suspended_addresses, figures.suspended),
             (&self.metrics.pods_with_invalid_role, figures.invalid),
-        ] {
+        ];
+        for (gauge, figure) in gauges {
             gauge.set(i64::try_from(figure).unwrap_or(i64::MAX));
         }
         self.metrics.ready.set(self.missing().is_empty().into());

@@ -23,7 +23,7 @@ use crate::{
     config::{ApiServer, Config, Intercept, StsLocation},
     credentials::refresher::{Channel, Refresher},
     drain,
-    identity::{Directory, NodeName, accounts, lookup, watch},
+    identity::{Directory, NodeName, accounts, binding::Binding, links, lookup, watch},
     imds::{
         key,
         respond::Imds,
@@ -92,11 +92,16 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     let channel = Channel::new();
     let store = channel.store();
-    let (directory, unknown) = Directory::new({
+    let binding = match config.intercept {
+        Intercept::None => Binding::WhereFound,
+        Intercept::Iptables => Binding::Required,
+    };
+    let (directory, unknown) = Directory::new(binding, {
         let store = Arc::clone(&store);
         move |uid| store.retire(uid)
     });
     let directory = Arc::new(directory);
+    spawn(&mut tasks, "watch of links", links::keep(Arc::clone(&directory), Arc::clone(&metrics)));
     let decision = Decision {
         access: Arc::clone(&access),
         node: config.node_name.clone(),

@@ -65,6 +65,12 @@ pub struct Metrics {
     pub disputed_addresses: IntGauge,
     /// Pods whose service account's annotations cannot be meant.
     pub pods_with_invalid_role: IntGauge,
+    /// Addresses whose pod's link ended or changed.
+    pub suspended_addresses: IntGauge,
+    /// Times that a pod's link ended or changed, by reason.
+    pub suspensions: IntCounterVec,
+    /// Times that news of links was lost and all was looked at again.
+    pub link_overruns: IntCounter,
     /// Objects whose form was not understood.
     pub unreadable_objects: IntCounter,
     /// Look-ups of addresses that no watch had told of, by result.
@@ -161,6 +167,19 @@ impl Metrics {
             pods_with_invalid_role: gauge(
                 "pods_with_invalid_role",
                 "Pods whose service account has annotations that cannot be meant; the log names them.",
+            )?,
+            suspended_addresses: gauge(
+                "suspended_addresses",
+                "Addresses whose pod's link ended or changed; nobody is served there.",
+            )?,
+            suspensions: counters(
+                "suspensions_total",
+                "Times that a pod's link ended or changed, by reason.",
+                &["reason"],
+            )?,
+            link_overruns: counter(
+                "link_overruns_total",
+                "Times that news of links was lost and all were looked at again.",
             )?,
             unreadable_objects: counter(
                 "unreadable_objects_total",

@@ -260,6 +260,26 @@ impl Sandbox {
         Ok(())
     }
 
+    /// The pod's network ends as kubelet ends it; the API server is told nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_network(&self, pod: Pod) -> Result<(), SandboxError> {
+        Ok(pod.link.remove()?)
+    }
+
+    /// The pod's network is made anew at the same address, as kubelet does when its sandbox has died; the API
+    /// server is told nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn renew_network(&self, pod: Pod) -> Result<Pod, SandboxError> {
+        let Pod { namespace, name, uid, link } = pod;
+        let address = link.address();
+        link.remove()?;
+        Ok(Pod { namespace, name, uid, link: self.network.add_pod(address)? })
+    }
+
     /// A program in a pod, as an unmodified client finds itself: an empty home, no AWS setting but the
     /// region, AWS's names resolved to the sandbox and its certificates trusted.
     pub fn in_pod(&self, pod: &Pod, program: &str) -> Command {

@@ -30,6 +30,7 @@ fn pod(namespace: &str, name: &str, uid: &str) -> Pod {
         running: true,
         addresses: Vec::new(),
         started: 0,
+        container_started: Some(0),
     }
 }
 

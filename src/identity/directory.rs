@@ -9,24 +9,30 @@ use std::{
     fmt,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use dashmap::DashMap;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
 use super::{
     annotations::{AnnotationError, Wish},
+    binding::Binding,
     index::{Changed, Claim, Pod, PodIndex},
     names::{Namespace, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid},
 };
+
+mod linked;
 
 /// The share of a caller's time after which an unknown address is looked up.
 const LOOK_UP_AFTER: f64 = 0.44;
 /// Look-ups that may wait their turn.
 const LOOKUPS_WAITING: usize = 8;
+/// How often it is looked again which link leads to an address while somebody waits for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The role of a pod's service account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +80,8 @@ pub struct Caller {
 pub enum Entry {
     /// One pod's.
     Caller(Arc<Caller>),
-    /// Claimed by several pods.
-    Disputed,
+    /// Nobody's for now.
+    Withheld(Unidentified),
 }
 
 /// Why nobody could be found behind an address in time.
@@ -85,6 +91,10 @@ pub enum Unidentified {
     NotYet,
     /// Several pods claim it.
     Disputed,
+    /// Its pod's link ended or changed.
+    Suspended,
+    /// Its pod is known, but the link that leads there cannot be said to be the pod's.
+    Unbound,
     /// All pods of this node are known, and it is none of theirs.
     Nobody,
 }
@@ -96,6 +106,8 @@ impl Unidentified {
         match self {
             Self::NotYet => "not_yet_known",
             Self::Disputed => "disputed",
+            Self::Suspended => "suspended",
+            Self::Unbound => "unbound",
             Self::Nobody => "unknown",
         }
     }
@@ -131,17 +143,6 @@ impl Grant {
     }
 }
 
-/// Figures for the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Figures {
-    /// Pods of this node.
-    pub pods: usize,
-    /// Addresses that several of them claim.
-    pub disputed: usize,
-    /// Pods whose service account's annotations cannot be meant.
-    pub invalid: usize,
-}
-
 /// Called with a pod to which nothing that it got so far may be given any longer.
 type OnRevoked = Box<dyn Fn(&PodUid) + Send + Sync>;
 
@@ -152,12 +153,15 @@ pub struct Directory {
     version: watch::Sender<u64>,
     namespaces: watch::Sender<BTreeSet<Namespace>>,
     lookups: mpsc::Sender<IpAddr>,
+    wanted: Notify,
     on_revoked: OnRevoked,
 }
 
 #[derive(Default)]
 struct State {
     index: PodIndex,
+    /// Addresses to be looked at.
+    wanted: BTreeSet<IpAddr>,
     pods_synced: bool,
     /// The watch broke and has said nothing since.
     pods_may_lag: bool,
@@ -172,6 +176,19 @@ struct Accounts {
     by_name: HashMap<ServiceAccountName, ServiceAccount>,
 }
 
+/// What the metrics show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Pods that are known.
+    pub pods: usize,
+    /// Addresses that several pods claim.
+    pub disputed: usize,
+    /// Addresses whose pod is suspended.
+    pub suspended: usize,
+    /// Pods whose service account's annotations cannot be meant.
+    pub invalid: usize,
+}
+
 impl fmt::Debug for Directory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Directory").field("addresses", &self.entries.len()).finish_non_exhaustive()
@@ -184,11 +201,15 @@ impl Directory {
     /// An empty directory, and the addresses that it wants to be looked up. `on_revoked` is called, briefly
     /// and under a lock, with each pod that ended or whose role changed.
     #[must_use]
-    pub fn new(on_revoked: impl Fn(&PodUid) + Send + Sync + 'static) -> (Self, mpsc::Receiver<IpAddr>) {
+    pub fn new(
+        binding: Binding,
+        on_revoked: impl Fn(&PodUid) + Send + Sync + 'static,
+    ) -> (Self, mpsc::Receiver<IpAddr>) {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
             entries: DashMap::new(),
-            state: Mutex::default(),
+            state: Mutex::new(State { index: PodIndex::new(binding), ..State::default() }),
+            wanted: Notify::new(),
             version: watch::Sender::new(0),
             namespaces: watch::Sender::default(),
             lookups,
@@ -219,17 +240,18 @@ impl Directory {
             if let Some(caller) = self.identified(address) {
                 return Ok(caller);
             }
-            tokio::select! {
-                _ = version.changed() => {}
-                () = tokio::time::sleep_until(look_up_at), if !looked_up => {
-                    looked_up = true;
-                    if self.get(address).is_none() {
-                        // A queue that is full is a limit too.
-                        let _ = self.lookups.try_send(address);
-                    }
-                }
-                () = tokio::time::sleep_until(deadline) => return Err(self.unidentified(address)),
+            self.look_again(|claimed, _| claimed == address);
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(self.unidentified(address));
             }
+            if now >= look_up_at && !std::mem::replace(&mut looked_up, true) && self.get(address).is_none() {
+                // A queue that is full is a limit too.
+                let _ = self.lookups.try_send(address);
+            }
+            let next = if looked_up { deadline } else { look_up_at };
+            // Time is up or something changed: either way it is looked again.
+            let _ = tokio::time::timeout_at(next.min(now + LOOK_AGAIN), version.changed()).await;
         }
     }
 
@@ -238,13 +260,13 @@ impl Directory {
     pub fn identified(&self, address: IpAddr) -> Option<Arc<Caller>> {
         match self.entries.get(&address)?.value() {
             Entry::Caller(caller) if caller.role != Role::Unknown => Some(Arc::clone(caller)),
-            Entry::Caller(_) | Entry::Disputed => None,
+            Entry::Caller(_) | Entry::Withheld(_) => None,
         }
     }
 
     fn unidentified(&self, address: IpAddr) -> Unidentified {
         match self.get(address) {
-            Some(Entry::Disputed) => Unidentified::Disputed,
+            Some(Entry::Withheld(why)) => why,
             Some(Entry::Caller(_)) => Unidentified::NotYet,
             None => {
                 let state = self.state();
@@ -281,12 +303,13 @@ impl Directory {
         self.namespaces.subscribe()
     }
 
-    /// Figures for the metrics.
+    /// What the metrics show.
     #[must_use]
     pub fn figures(&self) -> Figures {
         let state = self.state();
+        let (disputed, suspended) = state.index.withheld();
         let invalid = state.index.pods().filter(|pod| matches!(state.role(pod), Role::Invalid(_))).count();
-        Figures { pods: state.index.pods().count(), disputed: state.index.disputed(), invalid }
+        Figures { pods: state.index.pods().count(), disputed, suspended, invalid }
     }
 
     // What the watches write.
@@ -296,7 +319,7 @@ impl Directory {
         let mut state = self.state();
         let changed = state.index.apply(pod);
         state.pods_may_lag = false;
-        self.publish(&state, &changed);
+        self.publish(&mut state, &changed);
     }
 
     /// How many deletions there were; to be read before a look-up.
@@ -311,7 +334,7 @@ impl Directory {
         let mut state = self.state();
         if state.deletions == deletions {
             let changed = state.index.apply(pod);
-            self.publish(&state, &changed);
+            self.publish(&mut state, &changed);
         }
     }
 
@@ -321,7 +344,7 @@ impl Directory {
         let changed = state.index.delete(uid);
         state.pods_may_lag = false;
         state.deletions += 1;
-        self.publish(&state, &changed);
+        self.publish(&mut state, &changed);
     }
 
     /// These are all the pods of this node.
@@ -331,7 +354,7 @@ impl Directory {
         state.pods_synced = true;
         state.pods_may_lag = false;
         state.deletions += 1;
-        self.publish(&state, &changed);
+        self.publish(&mut state, &changed);
     }
 
     /// The watch of pods broke: what is known stays, and what is not known may exist.
@@ -343,7 +366,7 @@ impl Directory {
     pub fn apply_account(&self, namespace: &Namespace, name: ServiceAccountName, account: ServiceAccount) {
         let mut state = self.state();
         state.accounts.entry(namespace.clone()).or_default().by_name.insert(name, account);
-        self.publish_namespace(&state, namespace);
+        self.publish_namespace(&mut state, namespace);
     }
 
     /// A service account is gone; a later one of the same name has another UID and stays.
@@ -354,34 +377,36 @@ impl Directory {
         {
             accounts.by_name.remove(name);
         }
-        self.publish_namespace(&state, namespace);
+        self.publish_namespace(&mut state, namespace);
     }
 
     /// These are all the service accounts of a namespace.
     pub fn reset_accounts(&self, namespace: &Namespace, accounts: HashMap<ServiceAccountName, ServiceAccount>) {
         let mut state = self.state();
         state.accounts.insert(namespace.clone(), Accounts { synced: true, by_name: accounts });
-        self.publish_namespace(&state, namespace);
+        self.publish_namespace(&mut state, namespace);
     }
 
     /// A namespace's service accounts are no longer watched.
     pub fn forget_accounts(&self, namespace: &Namespace) {
         let mut state = self.state();
         state.accounts.remove(namespace);
-        self.publish_namespace(&state, namespace);
+        self.publish_namespace(&mut state, namespace);
     }
 
-    fn publish_namespace(&self, state: &State, namespace: &Namespace) {
+    fn publish_namespace(&self, state: &mut MutexGuard<'_, State>, namespace: &Namespace) {
         let pods = state.index.pods().filter(|pod| pod.namespace == *namespace);
         let addresses = pods.flat_map(|pod| pod.addresses.iter().copied()).collect();
         self.publish(state, &Changed { addresses, ..Changed::default() });
     }
 
-    fn publish(&self, state: &State, changed: &Changed) {
+    fn publish(&self, state: &mut MutexGuard<'_, State>, changed: &Changed) {
         for address in &changed.addresses {
             let new = match state.index.claim(*address) {
                 Claim::Nobody => None,
-                Claim::Disputed => Some(Entry::Disputed),
+                Claim::Disputed => Some(Entry::Withheld(Unidentified::Disputed)),
+                Claim::Suspended => Some(Entry::Withheld(Unidentified::Suspended)),
+                Claim::Unbound => Some(Entry::Withheld(Unidentified::Unbound)),
                 Claim::Pod(pod) => Some(Entry::Caller(Arc::new(Caller { role: state.role(&pod), pod }))),
             };
             let old = self.get(*address);
@@ -403,6 +428,9 @@ impl Directory {
         for uid in &changed.gone {
             (self.on_revoked)(uid);
         }
+        let unlooked = changed.addresses.iter().copied().filter(|address| state.index.unlooked(*address));
+        let unlooked = unlooked.collect::<Vec<_>>();
+        self.want(state, unlooked);
         let namespaces = state.index.pods().filter(|pod| !pod.host_network && !pod.finished);
         let namespaces = namespaces.map(|pod| pod.namespace.clone()).collect::<BTreeSet<_>>();
         self.namespaces.send_if_modified(|wanted| {

@@ -1,15 +1,19 @@
 //! The pod index: which pod an address belongs to. Pure: no I/O, no clock, no tokio.
 //!
-//! Owns the pods of this node by UID and the claims on addresses. It does not know roles.
-//! Invariant: [`PodIndex::claim`] names a pod only while exactly one living pod can be meant.
+//! Owns the pods of this node by UID and the claims on addresses, each with the link that it is bound to. It
+//! does not know roles.
+//! Invariant: [`PodIndex::claim`] names a pod only while exactly one living pod can be meant, and its link lives.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
-use super::names::{Namespace, PodUid, ServiceAccountName};
+use super::{
+    binding::{Binding, Link, Links, Reason, Standing},
+    names::{Namespace, PodUid, ServiceAccountName},
+};
 
 /// What we need to know of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// `status.startTime`, else `metadata.creationTimestamp`: seconds since the Unix epoch.
     pub started: u64,
+    /// When its newest container started, in seconds since the Unix epoch; `None` before the first one.
+    pub container_started: Option<u64>,
 }
 
 impl Pod {
@@ -61,6 +67,10 @@ pub enum Claim {
     Pod(Arc<Pod>),
     /// Several pods claim it and none of them yields to the others.
     Disputed,
+    /// That of a pod whose link ended or changed.
+    Suspended,
+    /// That of a pod whose link was not found yet.
+    Unbound,
 }
 
 /// What a change touched; the caller looks the rest up.
@@ -70,16 +80,26 @@ pub struct Changed {
     pub addresses: BTreeSet<IpAddr>,
     /// Pods that are no more, or have finished.
     pub gone: BTreeSet<PodUid>,
+    /// Why claims were suspended, once for each.
+    pub suspended: Vec<Reason>,
 }
 
 /// The pods of this node.
 #[derive(Debug, Default)]
 pub struct PodIndex {
+    binding: Binding,
+    links: Links,
     pods: HashMap<PodUid, Arc<Pod>>,
-    claimants: HashMap<IpAddr, BTreeSet<PodUid>>,
+    claimants: HashMap<IpAddr, BTreeMap<PodUid, Standing>>,
 }
 
 impl PodIndex {
+    /// An empty index.
+    #[must_use]
+    pub fn new(binding: Binding) -> Self {
+        Self { binding, ..Self::default() }
+    }
+
     /// A pod appeared or changed.
     pub fn apply(&mut self, pod: Pod) -> Changed {
         let mut changed = Changed::default();
@@ -112,16 +132,24 @@ impl PodIndex {
     #[must_use]
     pub fn claim(&self, address: IpAddr) -> Claim {
         let Some(claimants) = self.claimants.get(&address) else { return Claim::Nobody };
-        let mut pods = claimants.iter().filter_map(|uid| self.pods.get(uid));
-        let standing = match claimants.len() {
-            1 => pods.next(),
-            _ => {
-                let mut standing = pods.filter(|pod| !pod.yields());
-                let first = standing.next();
-                if standing.next().is_some() { None } else { first }
-            }
+        let Some((pod, standing)) = self.meant(claimants) else {
+            let all_suspended = claimants.values().all(|standing| standing.is_suspended());
+            return if all_suspended { Claim::Suspended } else { Claim::Disputed };
         };
-        standing.map_or(Claim::Disputed, |pod| Claim::Pod(Arc::clone(pod)))
+        match self.binding {
+            Binding::Required if !standing.is_bound() => Claim::Unbound,
+            Binding::Required | Binding::WhereFound => Claim::Pod(Arc::clone(pod)),
+        }
+    }
+
+    /// The one claimant that can be meant: one whose link is gone yields to all others.
+    fn meant(&self, claimants: &BTreeMap<PodUid, Standing>) -> Option<(&Arc<Pod>, Standing)> {
+        let unsuspended = claimants.iter().filter(|(_, standing)| !standing.is_suspended());
+        let alone = unsuspended.clone().count() == 1;
+        let pods = unsuspended.filter_map(|(uid, standing)| Some((self.pods.get(uid)?, *standing)));
+        let mut standing = pods.filter(|(pod, _)| alone || !pod.yields());
+        let first = standing.next();
+        if standing.next().is_some() { None } else { first }
     }
 
     /// The pod with this UID.
@@ -141,10 +169,109 @@ impl PodIndex {
         self.pods.values().any(|pod| pod.awaits_address())
     }
 
-    /// Addresses that several pods claim, with none served.
+    /// Addresses that several pods claim, with none served; and those whose pod is suspended.
     #[must_use]
-    pub fn disputed(&self) -> usize {
-        self.claimants.keys().filter(|address| self.claim(**address) == Claim::Disputed).count()
+    pub fn withheld(&self) -> (usize, usize) {
+        let count = |wanted: &Claim| self.claimants.keys().filter(|address| self.claim(**address) == *wanted).count();
+        (count(&Claim::Disputed), count(&Claim::Suspended))
+    }
+
+    // What the kernel says of links.
+
+    /// These are all the links there are. At the `first` time nothing is known of when they appeared.
+    pub fn links_are(&mut self, all: &BTreeSet<u32>, first: bool, now: u64) -> Changed {
+        let mut changed = Changed::default();
+        let ended = self.links.living().filter(|index| !all.contains(index)).collect::<Vec<_>>();
+        for index in ended {
+            self.link_ended_into(index, now, &mut changed);
+            self.links.ended(index);
+        }
+        for index in all {
+            if first { self.links.was_there(*index) } else { self.links.appeared(*index, now) }
+        }
+        changed
+    }
+
+    /// There is a link.
+    pub fn link_appeared(&mut self, index: u32, now: u64) {
+        self.links.appeared(index, now);
+    }
+
+    /// A link is no more.
+    pub fn link_ended(&mut self, index: u32, now: u64) -> Changed {
+        let changed = self.link_left(index, now);
+        self.links.ended(index);
+        changed
+    }
+
+    /// A link is there, but no longer leads to what it led to.
+    pub fn link_left(&mut self, index: u32, now: u64) -> Changed {
+        let mut changed = Changed::default();
+        self.link_ended_into(index, now, &mut changed);
+        changed
+    }
+
+    fn link_ended_into(&mut self, index: u32, now: u64, changed: &mut Changed) {
+        for (address, claimants) in &mut self.claimants {
+            for (uid, standing) in claimants {
+                let known = self.pods.get(uid).and_then(|pod| pod.container_started);
+                if let Some(reason) = standing.ended(index, known, now) {
+                    changed.addresses.insert(*address);
+                    changed.suspended.push(reason);
+                }
+            }
+        }
+    }
+
+    /// News of links was lost: no claim stands until its link is found to be the same as before.
+    pub fn doubt_all(&mut self, now: u64) -> Changed {
+        let mut changed = Changed::default();
+        for (address, claimants) in &mut self.claimants {
+            for (uid, standing) in claimants {
+                if standing.doubt(self.pods.get(uid).and_then(|pod| pod.container_started), now) {
+                    changed.addresses.insert(*address);
+                }
+            }
+        }
+        changed
+    }
+
+    /// It was looked which link leads to `address`, on behalf of these claimants.
+    pub fn looked(&mut self, address: IpAddr, on_behalf: &BTreeSet<PodUid>, found: Option<Link>, now: u64) -> Changed {
+        let mut changed = Changed::default();
+        let Some(claimants) = self.claimants.get(&address) else { return changed };
+        let meant = self.meant(claimants).map(|(pod, _)| pod.uid.clone());
+        // A link that is one claimant's is not another's.
+        let taken = claimants.values().any(|standing| found.is_some() && standing.link() == found);
+        let Some(claimants) = self.claimants.get_mut(&address) else { return changed };
+        for (uid, standing) in claimants.iter_mut().filter(|(uid, _)| on_behalf.contains(*uid)) {
+            let known = self.pods.get(uid).and_then(|pod| pod.container_started);
+            let before = *standing;
+            let reason = standing.looked(found, meant.as_ref() == Some(uid) && !taken, &self.links, known, now);
+            changed.suspended.extend(reason);
+            if *standing != before {
+                changed.addresses.insert(address);
+            }
+        }
+        changed
+    }
+
+    /// The claimants of `address`.
+    #[must_use]
+    pub fn claimants(&self, address: IpAddr) -> BTreeSet<PodUid> {
+        self.claimants.get(&address).into_iter().flat_map(BTreeMap::keys).cloned().collect()
+    }
+
+    /// Whether some claimant's link was never looked for.
+    #[must_use]
+    pub fn unlooked(&self, address: IpAddr) -> bool {
+        let claimants = self.claimants.get(&address);
+        claimants.is_some_and(|claimants| claimants.values().any(|standing| *standing == Standing::New))
+    }
+
+    /// Claimed addresses, and the links that they are bound to.
+    pub fn addresses(&self) -> impl Iterator<Item = (IpAddr, Option<Link>)> {
+        self.claimants.iter().map(|(address, claimants)| (*address, claimants.values().find_map(|s| s.link())))
     }
 
     fn replace(&mut self, uid: PodUid, new: Option<Pod>, changed: &mut Changed) {
@@ -154,7 +281,8 @@ impl PodIndex {
         let old = match new {
             Some(pod) => {
                 for address in pod.claims() {
-                    self.claimants.entry(*address).or_default().insert(uid.clone());
+                    let claimants = self.claimants.entry(*address).or_default();
+                    claimants.entry(uid.clone()).or_default().told(pod.container_started);
                     changed.addresses.insert(*address);
                 }
                 self.pods.insert(uid.clone(), Arc::new(pod))
@@ -177,5 +305,7 @@ impl PodIndex {
     }
 }
 
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,18 @@
 //! Who is asking: pods by address, and the role of a pod's service account.
 //!
 //! Owns the names of things ([`PodUid`], [`RoleArn`], …), the pod index (pure), the directory that
-//! requests read, and the watches that feed it. It knows nothing of tokens, credentials or HTTP.
-//! Invariant: an address is a pod's only while exactly one living pod claims it.
+//! requests read, and the watches and links that feed it. It knows nothing of tokens, credentials or HTTP.
+//! Invariant: an address is a pod's only while exactly one living pod claims it and the pod's link lives.
 
 pub mod accounts;
 pub mod annotations;
+pub mod binding;
 pub mod directory;
 pub mod index;
+pub mod links;
 pub mod lookup;
 pub mod names;
+mod netlink;
 pub mod policy;
 pub mod watch;
 

@@ -82,14 +82,32 @@ struct PodIp {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ContainerStatus {
     #[serde(default)]
     state: ContainerState,
+    #[serde(default)]
+    last_state: ContainerState,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 struct ContainerState {
-    running: Option<IgnoredAny>,
+    running: Option<Started>,
+    terminated: Option<Started>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Started {
+    started_at: Option<Time>,
+}
+
+impl ContainerStatus {
+    fn started(&self) -> Option<u64> {
+        let states = [&self.state.running, &self.state.terminated, &self.last_state.terminated];
+        let times = states.into_iter().flatten().filter_map(|state| state.started_at.as_ref());
+        times.filter_map(|time| u64::try_from(time.0.as_second()).ok()).max()
+    }
 }
 
 impl<T: Default> Default for Lenient<T> {
@@ -109,7 +127,7 @@ impl SlimPod {
     pub(super) fn read(self) -> Option<Pod> {
         let (Lenient::Parsed(spec), Lenient::Parsed(status)) = (self.spec, self.status) else { return None };
         let started = status.start_time.or(self.metadata.creation_timestamp)?;
-        let containers = status.container_statuses.iter().chain(&status.init_container_statuses);
+        let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses);
         Some(Pod {
             uid: self.metadata.uid?.into(),
             namespace: self.metadata.namespace?.into(),
@@ -118,7 +136,8 @@ impl SlimPod {
             host_network: spec.host_network,
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: self.metadata.deletion_timestamp.is_some(),
-            running: containers.into_iter().any(|container| container.state.running.is_some()),
+            container_started: containers.clone().filter_map(ContainerStatus::started).max(),
+            running: containers.any(|container| container.state.running.is_some()),
             addresses: status.pod_ips.iter().map(|pod_ip| pod_ip.ip.to_canonical()).collect(),
             started: u64::try_from(started.0.as_second()).unwrap_or_default(),
         })
@@ -265,7 +284,31 @@ mod tests {
         .unwrap();
         assert_eq!(pod.addresses, ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
         assert_eq!((pod.started, pod.running, pod.terminating, pod.finished), (1_767_225_605, true, false, false));
+        assert_eq!(pod.container_started, Some(1_767_225_606));
         assert_eq!((pod.service_account.as_str(), pod.namespace.as_str()), ("web", "team-a"));
+    }
+
+    #[test]
+    fn the_newest_start_of_any_container_counts_whatever_became_of_it() {
+        let at = |second: u32| format!("2026-01-01T00:00:{second:02}Z");
+        let started = |containers: serde_json::Value, init: serde_json::Value| {
+            read(json!({
+                "metadata": {"name": "p", "namespace": "n", "uid": "u", "creationTimestamp": at(0)},
+                "spec": {"serviceAccountName": "a"},
+                "status": {"containerStatuses": containers, "initContainerStatuses": init},
+            }))
+            .unwrap()
+            .container_started
+            .map(|unix| unix - 1_767_225_600)
+        };
+        assert_eq!(started(json!([{"state": {"waiting": {}}}]), json!([])), None);
+        let init = json!([{"state": {"terminated": {"exitCode": 0, "startedAt": at(5), "finishedAt": at(7)}}}]);
+        assert_eq!(started(json!([{"state": {"waiting": {}}}]), init.clone()), Some(5));
+        let restarted = json!([
+            {"state": {"waiting": {}}, "lastState": {"terminated": {"startedAt": at(9), "finishedAt": at(20)}}},
+            {"state": {"running": {"startedAt": at(8)}}},
+        ]);
+        assert_eq!(started(restarted, init), Some(9));
     }
 
     #[test]

@@ -265,6 +265,7 @@ mod tests {
             finished: false,
             terminating: false,
             running: true,
+            container_started: Some(0),
             addresses: Vec::new(),
             started: 0,
         };

@@ -19,6 +19,7 @@ fn pod(uid: &str, addresses: &[IpAddr]) -> Pod {
         running: true,
         addresses: addresses.to_vec(),
         started: 0,
+        container_started: Some(0),
     }
 }
 
@@ -29,7 +30,7 @@ fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
 
 fn directory() -> (Directory, mpsc::Receiver<PodUid>) {
     let (sender, revoked) = mpsc::channel();
-    (Directory::new(move |uid| drop(sender.send(uid.clone()))).0, revoked)
+    (Directory::new(Binding::WhereFound, move |uid| drop(sender.send(uid.clone()))).0, revoked)
 }
 
 fn role(directory: &Directory) -> Option<Role> {
@@ -126,7 +127,7 @@ fn the_namespaces_to_watch_are_those_with_a_pod_that_may_ask() {
 
 #[tokio::test]
 async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed() {
-    let (directory, mut lookups) = Directory::new(|_| {});
+    let (directory, mut lookups) = Directory::new(Binding::WhereFound, |_| {});
     let directory = Arc::new(directory);
     let soon = || Instant::now() + Duration::from_millis(30);
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "pods have not been read");

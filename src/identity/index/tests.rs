@@ -3,7 +3,7 @@ use super::*;
 const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 
-fn pod(uid: &str, addresses: &[IpAddr]) -> Pod {
+pub(super) fn pod(uid: &str, addresses: &[IpAddr]) -> Pod {
     Pod {
         uid: uid.into(),
         namespace: "team-a".into(),
@@ -15,13 +15,14 @@ fn pod(uid: &str, addresses: &[IpAddr]) -> Pod {
         running: true,
         addresses: addresses.to_vec(),
         started: 0,
+        container_started: Some(0),
     }
 }
 
 fn owner(index: &PodIndex, address: IpAddr) -> Option<String> {
     match index.claim(address) {
         Claim::Pod(pod) => Some(pod.uid.to_string()),
-        Claim::Nobody | Claim::Disputed => None,
+        Claim::Nobody | Claim::Disputed | Claim::Suspended | Claim::Unbound => None,
     }
 }
 
@@ -32,7 +33,7 @@ fn a_pod_is_found_by_each_of_its_addresses_until_it_is_gone() {
     assert_eq!((owner(&index, A), owner(&index, B)), (Some("1".into()), Some("1".into())));
 
     let changed = index.delete(&"1".into());
-    assert_eq!(changed, Changed { addresses: [A, B].into(), gone: ["1".into()].into() });
+    assert_eq!(changed, Changed { addresses: [A, B].into(), gone: ["1".into()].into(), suspended: vec![] });
     assert_eq!(index.claim(A), Claim::Nobody);
 }
 
@@ -53,7 +54,7 @@ fn an_address_with_two_living_claimants_is_nobodys() {
     index.apply(pod("1", &[A]));
     index.apply(pod("2", &[A]));
     assert_eq!(index.claim(A), Claim::Disputed);
-    assert_eq!(index.disputed(), 1);
+    assert_eq!(index.withheld(), (1, 0));
 
     index.apply(Pod { running: false, ..pod("1", &[A]) });
     assert_eq!(owner(&index, A), Some("2".into()), "one without a running container yields");
@@ -79,7 +80,7 @@ fn pods_that_finished_or_use_the_hosts_network_have_no_address() {
 
     index.apply(pod("2", &[B]));
     let changed = index.apply(Pod { finished: true, ..pod("2", &[B]) });
-    assert_eq!(changed, Changed { addresses: [B].into(), gone: ["2".into()].into() });
+    assert_eq!(changed, Changed { addresses: [B].into(), gone: ["2".into()].into(), suspended: vec![] });
     assert_eq!(index.claim(B), Claim::Nobody);
 }
 
@@ -96,7 +97,7 @@ fn a_relist_forgets_what_is_not_in_it() {
     let mut index = PodIndex::default();
     index.apply(pod("1", &[A]));
     let changed = index.reset(vec![pod("2", &[A, B])]);
-    assert_eq!(changed, Changed { addresses: [A, B].into(), gone: ["1".into()].into() });
+    assert_eq!(changed, Changed { addresses: [A, B].into(), gone: ["1".into()].into(), suspended: vec![] });
     assert_eq!((owner(&index, A), owner(&index, B)), (Some("2".into()), Some("2".into())));
 }
 
