@@ -96,7 +96,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         Intercept::None => Binding::WhereFound,
         Intercept::Iptables => Binding::Required,
     };
-    let (directory, unknown) = Directory::new(binding, {
+    let (directory, unknown) = Directory::new(binding, config.namespace_policy, {
         let store = Arc::clone(&store);
         move |uid| store.retire(uid)
     });
@@ -147,8 +147,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     spawn(&mut tasks, "look-up of addresses", lookups);
     spawn(&mut tasks, "watch of pods", pods);
-    let accounts =
-        accounts::service_accounts(client, config.annotation_keys, Arc::clone(&directory), Arc::clone(&metrics));
+    let accounts = accounts::service_accounts(
+        client,
+        config.annotation_keys,
+        config.namespace_policy,
+        Arc::clone(&directory),
+        Arc::clone(&metrics),
+    );
     spawn(&mut tasks, "watches of service accounts", accounts);
     let admin = Admin { metrics, readiness: Arc::clone(&readiness), directory };
     spawn(&mut tasks, "operator's listener", admin::serve(admin_listener, Arc::new(admin)));

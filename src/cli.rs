@@ -77,6 +77,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|node|direct", default_value = "auto", env = "KUBE2IRSA_TOKEN_ACCESS")]
     pub token_access: String,
 
+    /// How namespaces limit the roles of their pods (annotation kube2irsa.io/permitted-roles): one without it
+    /// permits all (`annotated`) or none (`required`).
+    #[arg(
+        long,
+        value_name = "off|annotated|required",
+        default_value = "annotated",
+        env = "KUBE2IRSA_NAMESPACE_POLICY"
+    )]
+    pub namespace_policy: String,
+
     /// Directory for the session key, best on tmpfs.
     #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,

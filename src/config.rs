@@ -14,7 +14,7 @@ use kube::config::Kubeconfig;
 
 use crate::{
     cli::RunArgs,
-    identity::{NodeName, annotations::Keys},
+    identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -37,6 +37,8 @@ pub struct Config {
     pub token_audience: String,
     /// The annotations that service accounts are read by.
     pub annotation_keys: Keys,
+    /// How namespaces limit the roles of their pods.
+    pub namespace_policy: NamespacePolicy,
     /// With which power tokens are asked for.
     pub token_access: TokenAccess,
     /// Where the session key is kept.
@@ -233,6 +235,15 @@ impl Config {
         if !is_dns_name(&args.annotation_prefix) {
             errors.add(format!("--annotation-prefix {:?}: is not a DNS name", args.annotation_prefix), ());
         }
+        let namespace_policy = match args.namespace_policy.as_str() {
+            "off" => NamespacePolicy::Off,
+            "annotated" => NamespacePolicy::Annotated,
+            "required" => NamespacePolicy::Required,
+            other => errors.add(
+                format!("--namespace-policy {other:?}: must be off, annotated or required"),
+                NamespacePolicy::Required,
+            ),
+        };
         let token_access = match args.token_access.as_str() {
             "auto" => TokenAccess::Auto,
             "node" => TokenAccess::Node,
@@ -252,6 +263,7 @@ impl Config {
             sts: StsConfig { location, ca_bundle },
             token_audience: args.token_audience.clone(),
             annotation_keys: Keys::new(&args.annotation_prefix),
+            namespace_policy,
             token_access,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,

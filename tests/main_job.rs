@@ -171,3 +171,26 @@ fn a_service_account_says_its_audience_and_how_long_sessions_last() {
     sandbox.annotate("team-a", "web", &[role, ("eks.amazonaws.com/audience", "another.example")]);
     eventually("STS refuses another audience", || role_status(&web) == 403);
 }
+
+#[test]
+fn a_namespace_limits_the_roles_of_its_pods_at_once() {
+    let sandbox = sandbox();
+    sandbox.add_service_account("team-a", "web", "web").unwrap();
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    assert_eq!(role_status(&web), 200, "without the annotation all roles are permitted");
+    let permit = |globs: &str| {
+        sandbox.cloud.kubernetes.create_namespace("team-a", &[("kube2irsa.io/permitted-roles", globs)]);
+    };
+    permit("arn:aws:iam::111122223333:role/we,arn:aws:iam::*:role/other");
+    eventually("it is refused", || role_status(&web) == 403);
+    assert!(daemon.log().contains("namespace team-a does not permit arn:aws:iam::111122223333:role/web"));
+    permit("arn:aws:iam::111122223333:role/we*");
+    eventually("it is permitted", || role_status(&web) == 200);
+    assert!(daemon.stop().success());
+
+    let _daemon = Daemon::ready(&sandbox, &["--namespace-policy", "required"]);
+    assert_eq!(role_status(&web), 200);
+    sandbox.cloud.kubernetes.create_namespace("team-a", &[]);
+    eventually("without the annotation none is permitted", || role_status(&web) == 403);
+}

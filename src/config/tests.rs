@@ -60,6 +60,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--sts-endpoint", "http://sts.example.com"),
         ("--imds-endpoint", "https://169.254.169.254"),
         ("--token-audience", ""),
+        ("--namespace-policy", "maybe"),
         ("--annotation-prefix", "eks.amazonaws.com/"),
         ("--state-dir", ""),
         ("--intercept", "ebpf"),

@@ -1,4 +1,5 @@
-//! The watches of service accounts: one for each namespace with a pod on this node, metadata only.
+//! The watches of service accounts: one for each namespace with a pod on this node, metadata only; and, where
+//! namespaces limit roles, one of each such namespace itself.
 //!
 //! So the load on the API server follows the node and not the cluster, and a changed annotation arrives
 //! by itself. Owns the tasks; what they learn goes to the directory.
@@ -16,32 +17,47 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::{
     annotations::Keys,
-    directory::{Directory, ServiceAccount},
+    caller::ServiceAccount,
+    directory::Directory,
     names::{Namespace, ServiceAccountName},
+    policy::{NamespacePolicy, PERMITTED_ROLES, PermittedRoles},
     watch,
 };
 use crate::metrics::Metrics;
 
 /// Keeps a watch open for each namespace that the directory wants; ends only when one of them fails for good.
-pub async fn service_accounts(client: Client, keys: Keys, directory: Arc<Directory>, metrics: Arc<Metrics>) {
+pub async fn service_accounts(
+    client: Client,
+    keys: Keys,
+    policy: NamespacePolicy,
+    directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
+) {
     let mut wanted = directory.namespaces();
     let mut tasks = JoinSet::new();
-    let mut watches = HashMap::<Namespace, AbortHandle>::new();
+    let mut watches = HashMap::<Namespace, Vec<AbortHandle>>::new();
     loop {
         let namespaces = wanted.borrow_and_update().clone();
-        for (namespace, watch) in watches.extract_if(|namespace, _| !namespaces.contains(namespace)) {
-            watch.abort();
-            // What it still writes must come before the forgetting.
-            while !watch.is_finished() {
-                tokio::task::yield_now().await;
+        for (namespace, of_namespace) in watches.extract_if(|namespace, _| !namespaces.contains(namespace)) {
+            for watch in of_namespace {
+                watch.abort();
+                // What it still writes must come before the forgetting.
+                while !watch.is_finished() {
+                    tokio::task::yield_now().await;
+                }
             }
-            directory.forget_accounts(&namespace);
+            directory.forget_namespace(&namespace);
         }
         for namespace in namespaces {
             watches.entry(namespace).or_insert_with_key(|namespace| {
-                let api = Api::namespaced(client.clone(), namespace.as_str());
+                let (api, namespaces) = (Api::namespaced(client.clone(), namespace.as_str()), Api::all(client.clone()));
                 let (keys, directory, metrics) = (keys.clone(), Arc::clone(&directory), Arc::clone(&metrics));
-                tasks.spawn(of_namespace(api, namespace.clone(), keys, directory, metrics))
+                let permitted = (policy != NamespacePolicy::Off).then(|| {
+                    let (directory, metrics) = (Arc::clone(&directory), Arc::clone(&metrics));
+                    tasks.spawn(permitted_roles(namespaces, namespace.clone(), directory, metrics))
+                });
+                let accounts = tasks.spawn(of_namespace(api, namespace.clone(), keys, directory, metrics));
+                permitted.into_iter().chain([accounts]).collect()
             });
         }
         metrics.service_account_watches.set(i64::try_from(watches.len()).unwrap_or(i64::MAX));
@@ -77,6 +93,27 @@ async fn of_namespace(
                     directory.delete_account(&namespace, &name, &account.uid);
                 }
             }
+        }
+    }
+}
+
+async fn permitted_roles(
+    api: Api<PartialObjectMeta<v1::Namespace>>,
+    namespace: Namespace,
+    directory: Arc<Directory>,
+    metrics: Arc<Metrics>,
+) {
+    let config = watch::config().fields(&format!("metadata.name={namespace}"));
+    let mut events = std::pin::pin!(watch::events(watcher::watcher(api, config), "namespaces", &metrics, || {}));
+    while let Some(event) = events.next().await {
+        match event {
+            Event::InitApply(object) | Event::Apply(object) => {
+                let annotations = object.metadata.annotations.unwrap_or_default();
+                let permitted = annotations.get(PERMITTED_ROLES).map(|text| PermittedRoles::new(text));
+                directory.apply_permitted(&namespace, permitted);
+            }
+            // Its pods end with it.
+            Event::Init | Event::InitDone | Event::Delete(_) => {}
         }
     }
 }

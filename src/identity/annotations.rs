@@ -7,7 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{NotARoleArn, RoleArn};
+use super::{
+    names::{Namespace, NotARoleArn, RoleArn},
+    policy::PERMITTED_ROLES,
+};
 
 /// The webhook's own prefix.
 pub const EKS_PREFIX: &str = "eks.amazonaws.com";
@@ -31,7 +34,7 @@ pub struct Wish {
     pub regional_sts: Option<bool>,
 }
 
-/// What is wrong with a service account's annotations.
+/// What is wrong with the annotations of a service account, or what its namespace's forbid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnnotationError {
     /// The role is none.
@@ -45,6 +48,14 @@ pub enum AnnotationError {
     /// The session's duration is none that AWS allows.
     #[error("annotation {SESSION_DURATION}: {0:?} is not a number of seconds from 900 to 43200")]
     SessionDuration(String),
+    /// The namespace does not permit the role.
+    #[error("namespace {namespace} does not permit {role} (annotation {PERMITTED_ROLES} of the namespace)")]
+    NotPermitted {
+        /// The namespace.
+        namespace: Namespace,
+        /// The role.
+        role: RoleArn,
+    },
 }
 
 /// The keys with the prefix in force.

@@ -19,10 +19,12 @@ use tokio::{
 };
 
 use super::{
-    annotations::{AnnotationError, Wish},
+    annotations::AnnotationError,
     binding::Binding,
+    caller::{Caller, Grant, Role, ServiceAccount, Unidentified},
     index::{Changed, Claim, Pod, PodIndex},
-    names::{Namespace, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid},
+    names::{Namespace, PodUid, ServiceAccountName, ServiceAccountUid},
+    policy::{NamespacePolicy, PermittedRoles},
 };
 
 mod linked;
@@ -34,47 +36,6 @@ const LOOKUPS_WAITING: usize = 8;
 /// How often it is looked again which link leads to an address while somebody waits for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// The role of a pod's service account.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Not known (yet): the service account has not been read, or is gone.
-    Unknown,
-    /// The service account names none.
-    None,
-    /// The service account's annotations cannot be meant, or its namespace does not permit the role.
-    Invalid(AnnotationError),
-    /// This one.
-    Granted(Arc<Grant>),
-}
-
-/// What a pod is entitled to. Two grants are the same when the pod's UID, its account and the wish are.
-#[derive(Clone, Debug)]
-pub struct Grant {
-    /// The pod.
-    pub pod: Arc<Pod>,
-    /// Its service account.
-    pub account: ServiceAccountUid,
-    /// What that asks for.
-    pub wish: Wish,
-}
-
-impl PartialEq for Grant {
-    fn eq(&self, other: &Self) -> bool {
-        self.pod.uid == other.pod.uid && self.account == other.account && self.wish == other.wish
-    }
-}
-
-impl Eq for Grant {}
-
-/// A pod that may ask, and what it is entitled to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// The pod.
-    pub pod: Arc<Pod>,
-    /// Its service account's role.
-    pub role: Role,
-}
-
 /// What is known of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -82,65 +43,6 @@ pub enum Entry {
     Caller(Arc<Caller>),
     /// Nobody's for now.
     Withheld(Unidentified),
-}
-
-/// Why nobody could be found behind an address in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unidentified {
-    /// It may be that of a pod which we do not know yet: worth asking again.
-    NotYet,
-    /// Several pods claim it.
-    Disputed,
-    /// Its pod's link ended or changed.
-    Suspended,
-    /// Its pod is known, but the link that leads there cannot be said to be the pod's.
-    Unbound,
-    /// All pods of this node are known, and it is none of theirs.
-    Nobody,
-}
-
-impl Unidentified {
-    /// As a metric's label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::NotYet => "not_yet_known",
-            Self::Disputed => "disputed",
-            Self::Suspended => "suspended",
-            Self::Unbound => "unbound",
-            Self::Nobody => "unknown",
-        }
-    }
-}
-
-/// A service account as far as it concerns us.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceAccount {
-    /// `metadata.uid`.
-    pub uid: ServiceAccountUid,
-    /// What its annotations say.
-    pub wish: Result<Option<Wish>, AnnotationError>,
-}
-
-impl ServiceAccount {
-    fn role(&self, pod: &Arc<Pod>) -> Role {
-        match &self.wish {
-            Ok(None) => Role::None,
-            Ok(Some(wish)) => {
-                let (pod, account) = (Arc::clone(pod), self.uid.clone());
-                Role::Granted(Arc::new(Grant { pod, account, wish: wish.clone() }))
-            }
-            Err(error) => Role::Invalid(error.clone()),
-        }
-    }
-}
-
-impl Grant {
-    /// The role to assume.
-    #[must_use]
-    pub fn role(&self) -> &RoleArn {
-        &self.wish.role
-    }
 }
 
 /// Called with a pod to which nothing that it got so far may be given any longer.
@@ -168,6 +70,9 @@ struct State {
     /// Times that a pod was deleted or all were listed anew.
     deletions: u64,
     accounts: HashMap<Namespace, Accounts>,
+    policy: NamespacePolicy,
+    /// What namespaces permit, of those that are known.
+    permitted: HashMap<Namespace, Option<PermittedRoles>>,
 }
 
 #[derive(Default)]
@@ -203,12 +108,13 @@ impl Directory {
     #[must_use]
     pub fn new(
         binding: Binding,
+        policy: NamespacePolicy,
         on_revoked: impl Fn(&PodUid) + Send + Sync + 'static,
     ) -> (Self, mpsc::Receiver<IpAddr>) {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
             entries: DashMap::new(),
-            state: Mutex::new(State { index: PodIndex::new(binding), ..State::default() }),
+            state: Mutex::new(State { index: PodIndex::new(binding), policy, ..State::default() }),
             wanted: Notify::new(),
             version: watch::Sender::new(0),
             namespaces: watch::Sender::default(),
@@ -294,7 +200,10 @@ impl Directory {
     pub fn synced(&self) -> bool {
         let state = self.state();
         state.pods_synced
-            && self.namespaces.borrow().iter().all(|namespace| state.accounts.get(namespace).is_some_and(|a| a.synced))
+            && self.namespaces.borrow().iter().all(|namespace| {
+                state.accounts.get(namespace).is_some_and(|accounts| accounts.synced)
+                    && (state.policy == NamespacePolicy::Off || state.permitted.contains_key(namespace))
+            })
     }
 
     /// The namespaces whose service accounts we need to know.
@@ -387,10 +296,18 @@ impl Directory {
         self.publish_namespace(&mut state, namespace);
     }
 
-    /// A namespace's service accounts are no longer watched.
-    pub fn forget_accounts(&self, namespace: &Namespace) {
+    /// What a namespace permits: `None` if it does not say.
+    pub fn apply_permitted(&self, namespace: &Namespace, permitted: Option<PermittedRoles>) {
+        let mut state = self.state();
+        state.permitted.insert(namespace.clone(), permitted);
+        self.publish_namespace(&mut state, namespace);
+    }
+
+    /// A namespace is no longer watched, nor are its service accounts.
+    pub fn forget_namespace(&self, namespace: &Namespace) {
         let mut state = self.state();
         state.accounts.remove(namespace);
+        state.permitted.remove(namespace);
         self.publish_namespace(&mut state, namespace);
     }
 
@@ -464,6 +381,22 @@ fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>) {
 
 impl State {
     fn role(&self, pod: &Arc<Pod>) -> Role {
+        let role = self.role_of_account(pod);
+        let Role::Granted(grant) = &role else { return role };
+        if self.policy == NamespacePolicy::Off {
+            return role;
+        }
+        match self.permitted.get(&pod.namespace) {
+            None => Role::Unknown,
+            Some(permitted) if self.policy.permits(permitted.as_ref(), grant.role().as_str()) => role,
+            Some(_) => {
+                let (namespace, role) = (pod.namespace.clone(), grant.role().clone());
+                Role::Invalid(AnnotationError::NotPermitted { namespace, role })
+            }
+        }
+    }
+
+    fn role_of_account(&self, pod: &Arc<Pod>) -> Role {
         match self.accounts.get(&pod.namespace) {
             // A pod cannot be made without its service account: one that is not there is not there yet, or no more.
             Some(accounts) if accounts.synced => {

@@ -7,6 +7,7 @@
 pub mod accounts;
 pub mod annotations;
 pub mod binding;
+pub mod caller;
 pub mod directory;
 pub mod index;
 pub mod links;
@@ -17,6 +18,7 @@ pub mod policy;
 pub mod watch;
 
 pub use annotations::Wish;
-pub use directory::{Caller, Directory, Grant, Role, Unidentified};
+pub use caller::{Caller, Grant, Role, Unidentified};
+pub use directory::Directory;
 pub use index::Pod;
 pub use names::{Namespace, NodeName, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid};

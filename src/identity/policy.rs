@@ -3,6 +3,33 @@
 //! `*` stands for any run of characters without `:`, so that it never crosses into another account or
 //! partition. A glob is anchored at both ends; alternatives are separate globs.
 
+/// The annotation that lists the roles which a namespace permits.
+pub const PERMITTED_ROLES: &str = "kube2irsa.io/permitted-roles";
+
+/// How namespaces limit the roles of their pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NamespacePolicy {
+    /// Not at all: namespaces are not looked at.
+    #[default]
+    Off,
+    /// Where they say so: one without the annotation permits all roles.
+    Annotated,
+    /// Always: one without the annotation permits none.
+    Required,
+}
+
+impl NamespacePolicy {
+    /// Whether a namespace with this list, if it has one, permits a role.
+    #[must_use]
+    pub fn permits(self, permitted: Option<&PermittedRoles>, arn: &str) -> bool {
+        match (self, permitted) {
+            (Self::Off, _) | (Self::Annotated, None) => true,
+            (Self::Required, None) => false,
+            (Self::Annotated | Self::Required, Some(permitted)) => permitted.permits(arn),
+        }
+    }
+}
+
 /// The roles that a namespace permits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PermittedRoles(Vec<String>);
@@ -83,6 +110,19 @@ mod tests {
         ] {
             assert_eq!(PermittedRoles::new(globs).permits(ARN), permitted, "{globs:?}");
         }
+    }
+
+    #[test]
+    fn a_namespace_without_a_list_permits_all_or_none_as_the_policy_says() {
+        let list = PermittedRoles::new("arn:aws:iam::111122223333:role/a");
+        let permits = |policy: NamespacePolicy, list: Option<&PermittedRoles>| {
+            ["a", "b"].map(|name| policy.permits(list, &format!("arn:aws:iam::111122223333:role/{name}")))
+        };
+        assert_eq!(permits(NamespacePolicy::Off, Some(&list)), [true, true]);
+        assert_eq!(permits(NamespacePolicy::Annotated, None), [true, true]);
+        assert_eq!(permits(NamespacePolicy::Annotated, Some(&list)), [true, false]);
+        assert_eq!(permits(NamespacePolicy::Required, None), [false, false]);
+        assert_eq!(permits(NamespacePolicy::Required, Some(&list)), [true, false]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
 
 fn directory() -> (Directory, mpsc::Receiver<PodUid>) {
     let (sender, revoked) = mpsc::channel();
-    (Directory::new(Binding::WhereFound, move |uid| drop(sender.send(uid.clone()))).0, revoked)
+    (Directory::new(Binding::WhereFound, NamespacePolicy::Off, move |uid| drop(sender.send(uid.clone()))).0, revoked)
 }
 
 fn role(directory: &Directory) -> Option<Role> {
@@ -127,7 +127,7 @@ fn the_namespaces_to_watch_are_those_with_a_pod_that_may_ask() {
 
 #[tokio::test]
 async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed() {
-    let (directory, mut lookups) = Directory::new(Binding::WhereFound, |_| {});
+    let (directory, mut lookups) = Directory::new(Binding::WhereFound, NamespacePolicy::Off, |_| {});
     let directory = Arc::new(directory);
     let soon = || Instant::now() + Duration::from_millis(30);
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "pods have not been read");
@@ -165,4 +165,21 @@ fn a_look_up_does_not_bring_back_a_pod_that_ended_meanwhile() {
     directory.delete_pod(&"1".into());
     directory.found_pod(pod("1", &[A]), before);
     assert_eq!(directory.identified(A), None);
+}
+
+#[test]
+fn a_namespace_limits_the_roles_of_its_pods_and_is_waited_for() {
+    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Required, |_| {});
+    let namespace = Namespace::from("team-a");
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
+    directory.reset_pods(vec![pod("1", &[A])]);
+    assert_eq!(role(&directory), None, "the namespace is not known yet");
+    assert!(!directory.synced());
+    directory.apply_permitted(&namespace, None);
+    assert!(matches!(role(&directory), Some(Role::Invalid(_))));
+    assert!(directory.synced());
+    directory.apply_permitted(&namespace, Some(PermittedRoles::new(ROLE)));
+    assert_eq!(arn(&directory).as_deref(), Some(ROLE));
+    directory.apply_permitted(&namespace, Some(PermittedRoles::new(OTHER_ROLE)));
+    assert!(matches!(role(&directory), Some(Role::Invalid(_))));
 }
