@@ -132,7 +132,7 @@ impl World {
             (10 | 11, Some(pod)) => self.end_network(pod),
             (12, Some(pod)) => {
                 self.pods[pod].pod.running = false;
-                self.pods[pod].pod.finished = random.bool();
+                self.pods[pod].pod.finished |= random.bool();
                 self.tell(pod);
             }
             (13, Some(pod)) => self.delete(pod),
