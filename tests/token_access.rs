@@ -24,11 +24,12 @@ fn cluster() -> (Sandbox, Pod) {
 }
 
 /// What `daemonset/rbac-direct.yaml` grants.
-fn direct_rights() -> [Grant; 3] {
+fn direct_rights() -> [Grant; 4] {
     [
         Grant::new(&["list", "watch"], "pods"),
         Grant::new(&["create"], "serviceaccounts/token"),
         Grant::new(&["get", "list", "watch"], "serviceaccounts"),
+        Grant::new(&["get", "list", "watch"], "namespaces"),
     ]
 }
 
