@@ -9,6 +9,7 @@ use std::{
     io,
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use netlink_packet_route::{
@@ -29,6 +30,9 @@ use crate::{clock, metrics::Metrics};
 const GROUPS: [MulticastGroup; 4] =
     [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
 
+/// After the socket broke.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Tells the directory of this node's links; ends only when there is no socket to be had.
 pub async fn keep(directory: Arc<Directory>, metrics: Arc<Metrics>) {
     let mut first = true;
@@ -45,6 +49,8 @@ pub async fn keep(directory: Arc<Directory>, metrics: Arc<Metrics>) {
         directory.doubt_all(now());
         metrics.link_overruns.inc();
         tracing::warn!(%error, "the watch of links broke; all are looked at again");
+        // Whatever broke it may last: nobody is served meanwhile, and no core is burnt.
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
