@@ -328,11 +328,21 @@ impl ApiServer {
         });
         let pod = self.create(sandbox, &path, &pod);
         if let Some(address) = address {
+            let started = &pod["metadata"]["creationTimestamp"];
             let status = json!({"status": {
                 "phase": "Running",
-                "startTime": pod["metadata"]["creationTimestamp"],
+                "startTime": started,
                 "podIP": address,
                 "podIPs": [{"ip": address}],
+                "containerStatuses": [{
+                    "name": "main",
+                    "image": "example.com/main",
+                    "imageID": "",
+                    "ready": true,
+                    "restartCount": 0,
+                    "started": true,
+                    "state": {"running": {"startedAt": started}},
+                }],
             }});
             self.call(sandbox, self.admin(), "PATCH", &format!("{path}/{name}/status"), &status).accepted();
         }
