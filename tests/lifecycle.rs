@@ -16,13 +16,11 @@ use sandbox::{
     kubernetes::{Fault, Target},
     sandbox::Sandbox,
 };
-use support::{Daemon, ROLE_NAME, admin, connect, daemon_binary, eventually, metric, role_status, sandbox};
+use support::{Daemon, ROLE_NAME, admin, connect, daemon_binary, eventually, metric, role_status, sandbox, with_a_pod};
 
 #[test]
 fn all_requests_in_flight_are_answered_before_it_ends() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     let mut daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.sts.faults().hold();
     let mut connections = (0..50).map(|_| connect(&web).unwrap()).collect::<Vec<_>>();
@@ -97,9 +95,7 @@ fn assert_fails(sandbox: &Sandbox, flags: &[&str], code: i32) {
 
 #[test]
 fn session_tokens_outlive_a_restart() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     let ttl = [("X-aws-ec2-metadata-token-ttl-seconds", "60")];
     let token = support::ask(&web, "PUT", "/latest/api/token", &ttl).unwrap().text().to_owned();
@@ -113,9 +109,7 @@ fn session_tokens_outlive_a_restart() {
 
 #[test]
 fn health_and_readiness_tell_the_truth_when_the_api_server_is_away() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     sandbox.cloud.stop_api();
     let mut daemon = Daemon::started(&sandbox, &[]);
     eventually("the operator's listener answers", || {
@@ -142,9 +136,7 @@ fn health_and_readiness_tell_the_truth_when_the_api_server_is_away() {
 
 #[test]
 fn the_region_can_be_given_or_asked_for() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     for flags in [
         &["--region", "eu-central-1", "--imds-endpoint", "off"][..],
         &["--sts-endpoint", "https://192.0.2.10", "--imds-endpoint", "off"],
@@ -157,9 +149,7 @@ fn the_region_can_be_given_or_asked_for() {
 
 #[test]
 fn a_metadata_service_that_does_not_name_the_region_at_first_leaves_no_pod_with_the_nodes_role() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     sandbox.cloud.imds.stall(true);
     let mut daemon = Daemon::started(&sandbox, &[]);
     eventually("it says what it lacks", || {
@@ -175,9 +165,7 @@ fn a_metadata_service_that_does_not_name_the_region_at_first_leaves_no_pod_with_
 
 #[test]
 fn half_a_request_does_not_hold_up_the_end() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     let mut half_a_head = connect(&web).unwrap();
     half_a_head.send_bytes(b"GET /latest HTTP/1.1\r\nHost:").unwrap();
@@ -196,9 +184,7 @@ fn half_a_request_does_not_hold_up_the_end() {
 
 #[test]
 fn a_list_or_watch_that_stalls_is_started_anew() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     let faults = sandbox.cloud.kubernetes.faults();
     // The first list is the watch's, or the one that shows whether we have rights too many.
     for (verb, times) in [("list", 2), ("watch", 1)] {

@@ -12,7 +12,7 @@ mod support;
 use std::thread;
 
 use sandbox::{client::Report, kubernetes::Grant, network::PodNetwork};
-use support::{Daemon, ask, eventually, metric, role_status, sandbox, sandbox_with, sdk};
+use support::{Daemon, ask, eventually, metric, role_status, sandbox, sandbox_with, sdk, with_a_pod};
 
 fn exchanges(sandbox: &sandbox::sandbox::Sandbox) -> u64 {
     sandbox.cloud.sts.call_count("AssumeRoleWithWebIdentity")
@@ -64,9 +64,7 @@ fn a_pod_without_a_role_gets_none() {
 
 #[test]
 fn many_callers_of_one_pod_cause_one_exchange() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     let _daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.sts.faults().set_latency(std::time::Duration::from_millis(200));
     let path = format!("{}web", support::ROLE_NAME);
@@ -128,9 +126,7 @@ fn a_pod_on_the_address_of_another_gets_its_own_role() {
 
 #[test]
 fn credentials_are_renewed_before_they_end() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     sandbox.cloud.sts.set_max_life(Some(std::time::Duration::from_secs(6)));
     let _daemon = Daemon::ready(&sandbox, &[]);
     let path = format!("{}web", support::ROLE_NAME);
@@ -174,9 +170,7 @@ fn a_service_account_says_its_audience_and_how_long_sessions_last() {
 
 #[test]
 fn a_namespace_limits_the_roles_of_its_pods_at_once() {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     assert_eq!(role_status(&web), 200, "without the annotation all roles are permitted");
     let permit = |globs: &str| {

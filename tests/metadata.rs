@@ -10,15 +10,13 @@
 mod support;
 
 use sandbox::sandbox::{Pod, Sandbox};
-use support::{Daemon, ROLE_NAME, ask, connect, metric, sandbox};
+use support::{Daemon, ROLE_NAME, ask, connect, metric, with_a_pod};
 
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "X-aws-ec2-metadata-token";
 
 fn cluster() -> (Sandbox, Pod, Daemon) {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     (sandbox, web, daemon)
 }

@@ -15,14 +15,7 @@ use sandbox::{
     kubernetes::{Corruption, Fault, Grant, Target},
     sandbox::{AUDIENCE, Pod, Sandbox},
 };
-use support::{Daemon, ROLE_NAME, ask, eventually, metric, role_status, sandbox};
-
-fn cluster() -> (Sandbox, Pod) {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
-    (sandbox, web)
-}
+use support::{Daemon, ROLE_NAME, ask, eventually, metric, role_status, with_a_pod};
 
 /// The pod's status is `status`, STS's answer was `code`, and log and metrics say so without a secret.
 fn assert_refused(sandbox: &Sandbox, web: &Pod, daemon: &Daemon, status: u16, code: &str, message: &str) {
@@ -43,7 +36,7 @@ fn assert_refused(sandbox: &Sandbox, web: &Pod, daemon: &Daemon, status: u16, co
 
 #[test]
 fn a_wrong_audience() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     let audience = Grant::new(&["request-serviceaccounts-token-audience"], "another.example");
     sandbox.cloud.kubernetes.grant_group("system:nodes", audience);
     let daemon = Daemon::ready(&sandbox, &["--token-audience", "another.example"]);
@@ -52,7 +45,7 @@ fn a_wrong_audience() {
 
 #[test]
 fn an_expired_token() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.kubernetes.faults().corrupt_tokens(Some(Corruption::Expired));
     assert_refused(&sandbox, &web, &daemon, 503, "ExpiredTokenException", "Token expired");
@@ -65,7 +58,7 @@ fn an_expired_token() {
 
 #[test]
 fn a_forged_signature() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.kubernetes.faults().corrupt_tokens(Some(Corruption::Signature));
     assert_refused(&sandbox, &web, &daemon, 403, "InvalidIdentityToken", "InvalidIdentityToken");
@@ -73,7 +66,7 @@ fn a_forged_signature() {
 
 #[test]
 fn another_service_account_than_the_role_trusts() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
     sandbox.cloud.sts.put_role(&role, sandbox.trust_policy("system:serviceaccount:team-b:web")).unwrap();
     let daemon = Daemon::ready(&sandbox, &[]);
@@ -91,7 +84,7 @@ fn another_service_account_than_the_role_trusts() {
 
 #[test]
 fn an_issuer_that_the_account_does_not_know() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     sandbox.cloud.sts.delete_oidc_provider(ACCOUNT, sandbox.cloud.issuer.url());
     let daemon = Daemon::ready(&sandbox, &[]);
     assert_refused(&sandbox, &web, &daemon, 403, "InvalidIdentityToken", "No OpenIDConnect provider found");
@@ -101,7 +94,7 @@ fn an_issuer_that_the_account_does_not_know() {
 
 #[test]
 fn a_token_for_another_pod_is_not_used() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.kubernetes.faults().corrupt_tokens(Some(Corruption::Audience("another.example".to_owned())));
     assert_eq!(role_status(&web), 403);
@@ -112,7 +105,7 @@ fn a_token_for_another_pod_is_not_used() {
 
 #[test]
 fn an_api_server_that_fails_is_asked_again_by_nobody_but_us() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &["--token-access", "node"]);
     let faults = sandbox.cloud.kubernetes.faults();
     let tokens = || Target::any().verb("create").resource("serviceaccounts/token");

@@ -12,16 +12,9 @@ mod support;
 use http::StatusCode;
 use sandbox::{
     kubernetes::{Fault, Grant, Target},
-    sandbox::{DAEMON_USER, Pod, Sandbox},
+    sandbox::{DAEMON_USER, Sandbox},
 };
-use support::{Daemon, admin, eventually, metric, role_status, sandbox};
-
-fn cluster() -> (Sandbox, Pod) {
-    let sandbox = sandbox();
-    sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
-    (sandbox, web)
-}
+use support::{Daemon, admin, eventually, metric, role_status, with_a_pod};
 
 /// What `daemonset/rbac-direct.yaml` grants.
 fn direct_rights() -> [Grant; 4] {
@@ -39,7 +32,7 @@ fn mode(sandbox: &Sandbox, mode: &str) -> f64 {
 
 #[test]
 fn pods_and_tokens_are_asked_for_as_the_node_and_service_accounts_as_itself() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     let _daemon = Daemon::ready(&sandbox, &[]);
     assert_eq!(role_status(&web), 200);
     assert_eq!((mode(&sandbox, "node"), metric(&sandbox, "kube2irsa_excess_rights")), (1.0, 0.0));
@@ -57,7 +50,7 @@ fn pods_and_tokens_are_asked_for_as_the_node_and_service_accounts_as_itself() {
 
 #[test]
 fn a_failure_is_no_refusal_the_daemon_waits_with_the_reason_and_then_acts_as_its_node() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     for grant in direct_rights() {
         sandbox.cloud.kubernetes.grant(DAEMON_USER, grant);
     }
@@ -82,7 +75,7 @@ fn a_failure_is_no_refusal_the_daemon_waits_with_the_reason_and_then_acts_as_its
 
 #[test]
 fn where_node_mode_is_refused_the_daemon_acts_as_itself() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     sandbox.cloud.kubernetes.revoke(DAEMON_USER);
     for grant in direct_rights() {
         sandbox.cloud.kubernetes.grant(DAEMON_USER, grant);
@@ -95,7 +88,7 @@ fn where_node_mode_is_refused_the_daemon_acts_as_itself() {
 
 #[test]
 fn a_mode_that_is_asked_for_is_not_tried_out() {
-    let (sandbox, web) = cluster();
+    let (sandbox, web) = with_a_pod();
     let daemon = Daemon::started(&sandbox, &["--token-access", "direct"]);
     eventually("the watch of pods is refused", || {
         support::admin_if_up(&sandbox, "/metrics").is_some()

@@ -18,25 +18,9 @@ use crate::{
     token::{TokenError, TokenSource},
 };
 
-fn pod(namespace: &str, name: &str, uid: &str) -> Pod {
-    Pod {
-        uid: uid.into(),
-        namespace: namespace.into(),
-        name: name.into(),
-        service_account: "web".into(),
-        host_network: false,
-        finished: false,
-        terminating: false,
-        running: true,
-        addresses: Vec::new(),
-        started: 0,
-        container_started: Some(0),
-    }
-}
-
 fn grant(uid: &str) -> Arc<Grant> {
     Arc::new(Grant {
-        pod: Arc::new(pod("team-a", uid, uid)),
+        pod: Arc::new(Pod::sample(uid, &[])),
         account: "sa".into(),
         wish: wish("arn:aws:iam::123456789012:role/web"),
     })
@@ -230,14 +214,18 @@ async fn expired_credentials_are_not_given() {
     assert_eq!(engine.store.get(&grant, stepped), None);
 }
 
+fn name_of(pod: &str, uid: &str) -> String {
+    session_name(&Pod { name: pod.into(), ..Pod::sample(uid, &[]) })
+}
+
 #[test]
 fn session_names_tell_pods_apart_and_fit() {
-    let short = session_name(&pod("team-a", "web-0", "u1"));
+    let short = name_of("web-0", "u1");
     assert!(short.starts_with("team-a.web-0-") && short.len() == "team-a.web-0-".len() + UID_DIGITS, "{short}");
-    assert_ne!(short, session_name(&pod("team-a", "web-0", "u2")));
+    assert_ne!(short, name_of("web-0", "u2"));
 
     let name = "x".repeat(200);
-    let (one, two) = (session_name(&pod("n", &name, "u1")), session_name(&pod("n", &name, "u2")));
+    let (one, two) = (name_of(&name, "u1"), name_of(&name, "u2"));
     assert_eq!(one.len(), LONGEST_SESSION_NAME);
     assert_ne!(one, two);
 }

@@ -306,6 +306,26 @@ impl PodIndex {
 }
 
 #[cfg(test)]
+impl Pod {
+    /// A running pod, named as its UID, of service account `web` in `team-a`.
+    pub(crate) fn sample(uid: &str, addresses: &[IpAddr]) -> Self {
+        Self {
+            uid: uid.into(),
+            namespace: "team-a".into(),
+            name: uid.into(),
+            service_account: "web".into(),
+            host_network: false,
+            finished: false,
+            terminating: false,
+            running: true,
+            addresses: addresses.to_vec(),
+            started: 0,
+            container_started: Some(0),
+        }
+    }
+}
+
+#[cfg(test)]
 mod histories;
 #[cfg(test)]
 mod tests;

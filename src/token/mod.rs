@@ -256,19 +256,7 @@ mod tests {
     use crate::identity::{Pod, Wish};
 
     fn grant() -> Grant {
-        let pod = Pod {
-            uid: "pod-uid".into(),
-            namespace: "team-a".into(),
-            name: "web-0".into(),
-            service_account: "web".into(),
-            host_network: false,
-            finished: false,
-            terminating: false,
-            running: true,
-            container_started: Some(0),
-            addresses: Vec::new(),
-            started: 0,
-        };
+        let pod = Pod { name: "web-0".into(), ..Pod::sample("pod-uid", &[]) };
         let role = "arn:aws:iam::123456789012:role/web".parse().unwrap();
         let wish = Wish { role, audience: None, session_seconds: 3600, regional_sts: None };
         Grant { pod: Arc::new(pod), account: "sa-uid".into(), wish }

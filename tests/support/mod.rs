@@ -41,6 +41,14 @@ pub fn sandbox_with(shape: PodNetwork) -> Sandbox {
     Sandbox::new(shape, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// A sandbox with a pod `team-a/web-0`, whose service account `web` has a role of that name.
+pub fn with_a_pod() -> (Sandbox, Pod) {
+    let sandbox = sandbox();
+    sandbox.add_service_account("team-a", "web", "web").unwrap();
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    (sandbox, web)
+}
+
 pub fn daemon_binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_kube2irsa"))
 }

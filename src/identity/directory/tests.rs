@@ -7,22 +7,6 @@ const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 const ROLE: &str = "arn:aws:iam::123456789012:role/web";
 const OTHER_ROLE: &str = "arn:aws:iam::123456789012:role/other";
 
-fn pod(uid: &str, addresses: &[IpAddr]) -> Pod {
-    Pod {
-        uid: uid.into(),
-        namespace: "team-a".into(),
-        name: uid.into(),
-        service_account: "web".into(),
-        host_network: false,
-        finished: false,
-        terminating: false,
-        running: true,
-        addresses: addresses.to_vec(),
-        started: 0,
-        container_started: Some(0),
-    }
-}
-
 fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
     let annotations = role_arn.map(|arn| ("eks.amazonaws.com/role-arn".to_owned(), arn.to_owned()));
     ServiceAccount { uid: uid.into(), wish: Keys::new(EKS_PREFIX).read(&annotations.into_iter().collect()) }
@@ -52,9 +36,9 @@ fn a_pod_is_identified_once_its_service_account_is_known_whichever_comes_first()
         let accounts = || HashMap::from([("web".into(), account("sa", Some(ROLE)))]);
         if accounts_first {
             directory.reset_accounts(&namespace, accounts());
-            directory.reset_pods(vec![pod("1", &[A])]);
+            directory.reset_pods(vec![Pod::sample("1", &[A])]);
         } else {
-            directory.reset_pods(vec![pod("1", &[A])]);
+            directory.reset_pods(vec![Pod::sample("1", &[A])]);
             assert_eq!(role(&directory), None);
             assert!(!directory.synced());
             directory.reset_accounts(&namespace, accounts());
@@ -69,7 +53,7 @@ fn a_changed_role_is_in_force_at_once_and_the_old_one_is_revoked() {
     let (directory, revoked) = directory();
     let namespace = Namespace::from("team-a");
     directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
-    directory.reset_pods(vec![pod("1", &[A])]);
+    directory.reset_pods(vec![Pod::sample("1", &[A])]);
     let Some(Role::Granted(old)) = role(&directory) else { panic!() };
     assert!(directory.entitled(&old));
 
@@ -91,9 +75,9 @@ fn a_changed_role_is_in_force_at_once_and_the_old_one_is_revoked() {
 fn a_change_of_the_pods_status_revokes_nothing() {
     let (directory, revoked) = directory();
     directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
-    directory.apply_pod(Pod { running: false, ..pod("1", &[A]) });
-    directory.apply_pod(pod("1", &[A]));
-    directory.apply_pod(Pod { terminating: true, ..pod("1", &[A]) });
+    directory.apply_pod(Pod { running: false, ..Pod::sample("1", &[A]) });
+    directory.apply_pod(Pod::sample("1", &[A]));
+    directory.apply_pod(Pod { terminating: true, ..Pod::sample("1", &[A]) });
     assert_eq!(revoked.try_recv(), Err(mpsc::TryRecvError::Empty));
     directory.delete_pod(&"1".into());
     assert_eq!(revoked.try_recv(), Ok("1".into()));
@@ -102,7 +86,7 @@ fn a_change_of_the_pods_status_revokes_nothing() {
 #[test]
 fn an_empty_annotation_is_no_role_and_another_text_is_an_error() {
     let (directory, _) = directory();
-    directory.apply_pod(pod("1", &[A]));
+    directory.apply_pod(Pod::sample("1", &[A]));
     for (text, none) in [(Some(""), true), (None, true), (Some("web"), false), (Some(" "), false)] {
         directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", text))]));
         let role = role(&directory).unwrap();
@@ -116,9 +100,9 @@ fn the_namespaces_to_watch_are_those_with_a_pod_that_may_ask() {
     let (directory, _) = directory();
     let namespaces = directory.namespaces();
     directory.reset_pods(vec![
-        pod("1", &[]),
-        Pod { namespace: "hosts".into(), host_network: true, ..pod("2", &[A]) },
-        Pod { namespace: "done".into(), finished: true, ..pod("3", &[]) },
+        Pod::sample("1", &[]),
+        Pod { namespace: "hosts".into(), host_network: true, ..Pod::sample("2", &[A]) },
+        Pod { namespace: "done".into(), finished: true, ..Pod::sample("3", &[]) },
     ]);
     assert_eq!(*namespaces.borrow(), ["team-a".into()].into());
     directory.delete_pod(&"1".into());
@@ -137,7 +121,7 @@ async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed(
     assert_eq!(lookups.try_recv(), Ok(A), "it was asked for directly");
     directory.pods_may_lag();
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "the watch may not have told of it");
-    directory.apply_pod(pod("1", &[]));
+    directory.apply_pod(Pod::sample("1", &[]));
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "a pod awaits its address");
 
     let asking = tokio::spawn({
@@ -147,10 +131,10 @@ async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed(
     tokio::time::sleep(Duration::from_millis(30)).await;
     directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
     assert!(!asking.is_finished());
-    directory.apply_pod(pod("1", &[A]));
+    directory.apply_pod(Pod::sample("1", &[A]));
     assert_eq!(asking.await.unwrap().unwrap().pod.uid, "1".into());
 
-    directory.apply_pod(pod("2", &[A]));
+    directory.apply_pod(Pod::sample("2", &[A]));
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::Disputed));
 }
 
@@ -160,10 +144,10 @@ fn a_look_up_does_not_bring_back_a_pod_that_ended_meanwhile() {
     directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
     directory.reset_pods(vec![]);
     let before = directory.deletions();
-    directory.found_pod(pod("1", &[A]), before);
+    directory.found_pod(Pod::sample("1", &[A]), before);
     assert!(directory.identified(A).is_some());
     directory.delete_pod(&"1".into());
-    directory.found_pod(pod("1", &[A]), before);
+    directory.found_pod(Pod::sample("1", &[A]), before);
     assert_eq!(directory.identified(A), None);
 }
 
@@ -172,7 +156,7 @@ fn a_namespace_limits_the_roles_of_its_pods_and_is_waited_for() {
     let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Required, |_| {});
     let namespace = Namespace::from("team-a");
     directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
-    directory.reset_pods(vec![pod("1", &[A])]);
+    directory.reset_pods(vec![Pod::sample("1", &[A])]);
     assert_eq!(role(&directory), None, "the namespace is not known yet");
     assert!(!directory.synced());
     directory.apply_permitted(&namespace, None);

@@ -149,7 +149,7 @@ impl World {
         let host_network = random.u8(..8) == 0;
         let uid = format!("{}", self.pods.len());
         let addresses = if host_network { vec![ADDRESSES[0]] } else { Vec::new() };
-        let pod = Pod { host_network, running: host_network, container_started: None, ..tests::pod(&uid, &addresses) };
+        let pod = Pod { host_network, running: host_network, container_started: None, ..Pod::sample(&uid, &addresses) };
         self.pods.push(RealPod { pod, link: None, deleted: false });
         self.tell(self.pods.len() - 1);
     }
@@ -506,6 +506,6 @@ fn any_pod(random: &mut fastrand::Rng, uid: PodUid, now: u64) -> Pod {
         running: random.u8(..4) != 0,
         container_started: random.bool().then(|| random.u64(..=now)),
         addresses,
-        ..tests::pod("", &[])
+        ..Pod::sample("", &[])
     }
 }
