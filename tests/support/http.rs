@@ -53,6 +53,15 @@ impl Connection {
 
     /// The next answer; an error where the connection is closed or silent.
     pub fn answer(&mut self) -> io::Result<Answer> {
+        let mut answer = self.answer_to_head()?;
+        let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
+        answer.body = vec![0; length];
+        self.0.read_exact(&mut answer.body)?;
+        Ok(answer)
+    }
+
+    /// The next answer where no body follows, whatever its length is said to be.
+    pub fn answer_to_head(&mut self) -> io::Result<Answer> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
@@ -61,11 +70,7 @@ impl Connection {
         }
         let head = String::from_utf8(head).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let mut answer = Answer { status, head, body: Vec::new() };
-        let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
-        answer.body = vec![0; length];
-        self.0.read_exact(&mut answer.body)?;
-        Ok(answer)
+        Ok(Answer { status, head, body: Vec::new() })
     }
 
     /// Whether the other side has closed.
