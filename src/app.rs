@@ -166,7 +166,7 @@ impl Bound {
     /// Serves until `stop`, then lets what is in flight end. Guard and redirect stay.
     ///
     /// # Errors
-    /// When a part ended that should not have, or when something was still in flight after the grace.
+    /// When a part ended that should not have. What is still in flight after the grace is only said in the log.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         tokio::select! {
             () = stop => {}
