@@ -16,6 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
 use crate::{
+    clock,
+    credentials::Store,
     identity::Directory,
     metrics::Metrics,
     readiness::{Condition, Readiness},
@@ -33,6 +35,8 @@ pub struct Admin {
     pub readiness: Arc<Readiness>,
     /// Whose figures are taken when they are asked for.
     pub directory: Arc<Directory>,
+    /// The same.
+    pub store: Arc<Store>,
 }
 
 /// Serves until the process ends.
@@ -92,11 +96,15 @@ impl Admin {
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         let figures = self.directory.figures();
+        let slots = self.store.figures(clock::now());
         let gauges = [
             (&self.metrics.pods, figures.pods),
             (&self.metrics.disputed_addresses, figures.disputed),
             (&self.metrics.suspended_addresses, figures.suspended),
             (&self.metrics.pods_with_invalid_role, figures.invalid),
+            (&self.metrics.slots, slots.slots),
+            (&self.metrics.slots_failed, slots.failed),
+            (&self.metrics.slots_low, slots.low),
         ];
         for (gauge, figure) in gauges {
             gauge.set(i64::try_from(figure).unwrap_or(i64::MAX));

@@ -90,15 +90,18 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         spawn(&mut tasks, "rules", reconcile::keep(parts, Arc::clone(&readiness), Arc::clone(&metrics)));
     }
 
-    let channel = Channel::new();
+    let channel = Channel::new(config.sts.scope);
     let store = channel.store();
     let binding = match config.intercept {
         Intercept::None => Binding::WhereFound,
         Intercept::Iptables => Binding::Required,
     };
     let (directory, unknown) = Directory::new(binding, config.namespace_policy, {
-        let store = Arc::clone(&store);
-        move |uid| store.retire(uid)
+        let (store, audience) = (Arc::clone(&store), config.token_audience.clone());
+        move |pod, grants| {
+            let foreseen = grants.first().filter(|grant| !grant.pod_has_token(&audience));
+            store.entitle(pod, grants, foreseen);
+        }
     });
     let directory = Arc::new(directory);
     spawn(&mut tasks, "watch of links", links::keep(Arc::clone(&directory), Arc::clone(&metrics)));
@@ -117,17 +120,18 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         move |grant: &_| directory.entitled(grant)
     };
     let refresher = {
-        let (location, readiness, metrics) = (config.sts.location, Arc::clone(&readiness), Arc::clone(&metrics));
+        let (location, limits) = (config.sts.location, config.sts.limits);
+        let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));
         async move {
             // Until then whoever asks waits, as for an exchange that takes long.
             let (region, endpoint) = locate(location, &readiness).await;
             let sts = Sts::new(https, region, endpoint);
-            Refresher::new(Arc::new(tokens), Arc::new(sts), entitled, metrics, channel).run().await;
+            Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, metrics, channel).run().await;
         }
     };
     spawn(&mut tasks, "refresher", refresher);
 
-    let imds = Imds::new(Arc::clone(&directory), store, session_key, Arc::clone(&metrics));
+    let imds = Imds::new(Arc::clone(&directory), Arc::clone(&store), session_key, Arc::clone(&metrics));
     let accept = match config.intercept {
         Intercept::None => Accept::All,
         Intercept::Iptables => Accept::Redirected(METADATA.into()),
@@ -155,7 +159,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         Arc::clone(&metrics),
     );
     spawn(&mut tasks, "watches of service accounts", accounts);
-    let admin = Admin { metrics, readiness: Arc::clone(&readiness), directory };
+    let admin = Admin { metrics, readiness: Arc::clone(&readiness), directory, store };
     spawn(&mut tasks, "operator's listener", admin::serve(admin_listener, Arc::new(admin)));
 
     tracing::info!(%address, %admin_address, intercept = config.intercept.label(), "listening");

@@ -68,6 +68,23 @@ pub struct RunArgs {
     #[arg(long, value_name = "AUDIENCE", default_value = "sts.amazonaws.com", env = "KUBE2IRSA_TOKEN_AUDIENCE")]
     pub token_audience: String,
 
+    /// Calls of STS a second, in the long run: this node's share of what the account may make.
+    #[arg(long, value_name = "N", default_value = "5", env = "KUBE2IRSA_STS_RATE")]
+    pub sts_rate: String,
+
+    /// Calls of STS at once after a rest.
+    #[arg(long, value_name = "N", default_value = "20", env = "KUBE2IRSA_STS_BURST")]
+    pub sts_burst: String,
+
+    /// Exchanges in flight at once.
+    #[arg(long, value_name = "N", default_value = "16", env = "KUBE2IRSA_STS_CONCURRENCY")]
+    pub sts_concurrency: String,
+
+    /// Whose a session at STS is: each pod's own, which CloudTrail tells apart, or one for all pods of a service
+    /// account on this node, which costs STS less.
+    #[arg(long, value_name = "pod|service-account", default_value = "pod", env = "KUBE2IRSA_SESSION_SCOPE")]
+    pub session_scope: String,
+
     /// Prefix of the service accounts' annotations.
     #[arg(long, value_name = "PREFIX", default_value = "eks.amazonaws.com", env = "KUBE2IRSA_ANNOTATION_PREFIX")]
     pub annotation_prefix: String,

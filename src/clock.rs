@@ -5,6 +5,9 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+/// What is no drift, between two readings that are seconds apart.
+const STEP: Duration = Duration::from_secs(1);
+
 /// One reading of both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -26,6 +29,21 @@ impl Now {
     pub fn deadline(&self, time: SystemTime) -> Deadline {
         let left = time.duration_since(self.wall).unwrap_or_default();
         Deadline { wall: time, monotonic: self.monotonic + left }
+    }
+
+    /// The moment that comes after so long, on both clocks.
+    #[must_use]
+    pub fn after(&self, time: Duration) -> Deadline {
+        Deadline { wall: self.wall + time, monotonic: self.monotonic + time }
+    }
+
+    /// Whether the wall clock was set, or the machine slept, since `before`: the clocks went apart by more than
+    /// they drift.
+    #[must_use]
+    pub fn stepped_since(&self, before: Self) -> bool {
+        let monotonic = self.monotonic.saturating_duration_since(before.monotonic);
+        let wall = self.wall.duration_since(before.wall).unwrap_or_default();
+        wall.abs_diff(monotonic) > STEP
     }
 }
 

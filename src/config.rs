@@ -14,11 +14,18 @@ use kube::config::Kubeconfig;
 
 use crate::{
     cli::RunArgs,
+    credentials::{SessionScope, schedule::Limits},
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
 };
 
 /// The most threads that make sense on a node's daemon.
 const MOST_THREADS: usize = 64;
+/// Calls of STS a second.
+const LOWEST_RATE: f64 = 0.1;
+const HIGHEST_RATE: f64 = 1000.0;
+const RATE: &str = "a number of calls a second from 0.1 to 1000";
+const COUNTS: std::ops::RangeInclusive<u16> = 1..=1000;
+const COUNT: &str = "a number from 1 to 1000";
 
 /// What the daemon needs to run.
 #[derive(Debug)]
@@ -79,6 +86,10 @@ pub struct StsConfig {
     pub location: StsLocation,
     /// Certificates (PEM) to trust instead of the system's.
     pub ca_bundle: Option<Vec<u8>>,
+    /// What this node may ask of it.
+    pub limits: Limits,
+    /// Whose its sessions are.
+    pub scope: SessionScope,
 }
 
 /// Which STS.
@@ -253,6 +264,14 @@ impl Config {
         if args.state_dir.is_empty() {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
+        let limits = limits(args, &mut errors);
+        let scope = match args.session_scope.as_str() {
+            "pod" => SessionScope::Pod,
+            "service-account" => SessionScope::ServiceAccount,
+            other => {
+                errors.add(format!("--session-scope {other:?}: must be pod or service-account"), SessionScope::Pod)
+            }
+        };
         let location = location(args, &mut errors);
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
@@ -260,7 +279,7 @@ impl Config {
             api_server,
             listen,
             admin_listen,
-            sts: StsConfig { location, ca_bundle },
+            sts: StsConfig { location, ca_bundle, limits, scope },
             token_audience: args.token_audience.clone(),
             annotation_keys: Keys::new(&args.annotation_prefix),
             namespace_policy,
@@ -272,6 +291,19 @@ impl Config {
             worker_threads,
         })
     }
+}
+
+fn limits(args: &RunArgs, errors: &mut Errors) -> Limits {
+    let per_second = errors.parsed("--sts-rate", &args.sts_rate, RATE, 1.0);
+    if !(LOWEST_RATE..=HIGHEST_RATE).contains(&per_second) {
+        errors.add(format!("--sts-rate {per_second}: is not {RATE}"), ());
+    }
+    let [burst, in_flight] =
+        [("--sts-burst", &args.sts_burst), ("--sts-concurrency", &args.sts_concurrency)].map(|(flag, text)| {
+            let number = errors.parsed(flag, text, COUNT, 1);
+            if COUNTS.contains(&number) { number } else { errors.add(format!("{flag} {number}: is not {COUNT}"), 1) }
+        });
+    Limits { in_flight: usize::from(in_flight), per_second, burst: burst.into() }
 }
 
 fn location(args: &RunArgs, errors: &mut Errors) -> StsLocation {

@@ -57,8 +57,14 @@ pub struct Metrics {
     pub exchanges: IntCounterVec,
     /// Seconds that an exchange at STS took.
     pub exchange_seconds: Histogram,
-    /// Pods with a slot for credentials.
+    /// Sessions whose credentials are held or being fetched.
     pub slots: IntGauge,
+    /// Those with nothing to serve since their last fetch failed.
+    pub slots_failed: IntGauge,
+    /// Those with less than a quarter of their life left.
+    pub slots_low: IntGauge,
+    /// Fetches that wait for their turn.
+    pub fetches_queued: IntGauge,
     /// Pods of this node that are known.
     pub pods: IntGauge,
     /// Addresses that several pods claim.
@@ -158,7 +164,19 @@ impl Metrics {
                 &["result"],
             )?,
             exchange_seconds,
-            slots: gauge("credential_slots", "Pods whose credentials are held or being fetched.")?,
+            slots: gauge("credential_slots", "Sessions whose credentials are held or being fetched.")?,
+            slots_failed: gauge(
+                "credential_slots_failed",
+                "Sessions with no credentials to serve since the last fetch failed.",
+            )?,
+            slots_low: gauge(
+                "credential_slots_low",
+                "Sessions whose credentials have less than a quarter of their life left: renewals fail or lag.",
+            )?,
+            fetches_queued: gauge(
+                "credential_fetches_queued",
+                "Fetches that wait for their turn within --sts-rate, --sts-burst and --sts-concurrency.",
+            )?,
             pods: gauge("pods", "Pods of this node that are known.")?,
             disputed_addresses: gauge(
                 "disputed_addresses",

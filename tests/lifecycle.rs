@@ -21,8 +21,8 @@ use support::{Daemon, ROLE_NAME, admin, connect, daemon_binary, eventually, metr
 #[test]
 fn all_requests_in_flight_are_answered_before_it_ends() {
     let (sandbox, web) = with_a_pod();
-    let mut daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.sts.faults().hold();
+    let mut daemon = Daemon::ready(&sandbox, &[]);
     let mut connections = (0..50).map(|_| connect(&web).unwrap()).collect::<Vec<_>>();
     // One more, kept alive and idle: it must not hold up the end.
     let mut idle = connect(&web).unwrap();

@@ -10,7 +10,7 @@
 mod support;
 
 use sandbox::sandbox::{Pod, Sandbox};
-use support::{Daemon, ROLE_NAME, ask, connect, metric, with_a_pod};
+use support::{Daemon, ROLE_NAME, ask, connect, metric, pod, with_a_pod, with_an_account};
 
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "X-aws-ec2-metadata-token";
@@ -135,21 +135,26 @@ fn what_is_not_listed_is_not_there() {
 
 #[test]
 fn the_name_is_given_in_time_though_the_exchange_takes_longer() {
-    let (sandbox, web, _daemon) = cluster();
-    sandbox.cloud.sts.faults().set_latency(std::time::Duration::from_millis(1300));
+    let sandbox = with_an_account();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    sandbox.cloud.sts.faults().hold();
+    let web = pod(&sandbox);
     let start = std::time::Instant::now();
     let name = ask(&web, "GET", ROLE_NAME, &[]).unwrap();
     let took = start.elapsed();
     assert_eq!((name.status, name.text()), (200, "web"));
     assert!(took >= std::time::Duration::from_millis(800), "it is held for those who get both at once: {took:?}");
+    sandbox.cloud.sts.faults().release();
     assert_eq!(ask(&web, "GET", &format!("{ROLE_NAME}web"), &[]).unwrap().status, 200);
     assert_eq!(sandbox.cloud.sts.call_count("AssumeRoleWithWebIdentity"), 1);
 }
 
 #[test]
 fn a_document_that_cannot_be_had_closes_crts_connection() {
-    let (sandbox, web, _daemon) = cluster();
+    let sandbox = with_an_account();
+    let _daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.sts.faults().stall(true);
+    let web = pod(&sandbox);
     let path = format!("{ROLE_NAME}web");
     assert_eq!(ask(&web, "GET", &path, &[("User-Agent", "aws-sdk-rust/1")]).unwrap().status, 503);
     let mut crt = connect(&web).unwrap();

@@ -15,7 +15,7 @@ use sandbox::{
     kubernetes::{Corruption, Fault, Grant, Target},
     sandbox::{AUDIENCE, Pod, Sandbox},
 };
-use support::{Daemon, ROLE_NAME, ask, eventually, metric, role_status, with_a_pod};
+use support::{Daemon, ROLE_NAME, ask, eventually, metric, pod, role_status, with_a_pod, with_an_account};
 
 /// The pod's status is `status`, STS's answer was `code`, and log and metrics say so without a secret.
 fn assert_refused(sandbox: &Sandbox, web: &Pod, daemon: &Daemon, status: u16, code: &str, message: &str) {
@@ -45,9 +45,10 @@ fn a_wrong_audience() {
 
 #[test]
 fn an_expired_token() {
-    let (sandbox, web) = with_a_pod();
+    let sandbox = with_an_account();
     let daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.kubernetes.faults().corrupt_tokens(Some(Corruption::Expired));
+    let web = pod(&sandbox);
     assert_refused(&sandbox, &web, &daemon, 503, "ExpiredTokenException", "Token expired");
     let tries = sandbox.cloud.sts.call_count("AssumeRoleWithWebIdentity");
     assert_eq!(tries % 2, 0, "each time once more, with a new token");
@@ -58,9 +59,10 @@ fn an_expired_token() {
 
 #[test]
 fn a_forged_signature() {
-    let (sandbox, web) = with_a_pod();
+    let sandbox = with_an_account();
     let daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.kubernetes.faults().corrupt_tokens(Some(Corruption::Signature));
+    let web = pod(&sandbox);
     assert_refused(&sandbox, &web, &daemon, 403, "InvalidIdentityToken", "InvalidIdentityToken");
 }
 
@@ -94,9 +96,10 @@ fn an_issuer_that_the_account_does_not_know() {
 
 #[test]
 fn a_token_for_another_pod_is_not_used() {
-    let (sandbox, web) = with_a_pod();
+    let sandbox = with_an_account();
     let daemon = Daemon::ready(&sandbox, &[]);
     sandbox.cloud.kubernetes.faults().corrupt_tokens(Some(Corruption::Audience("another.example".to_owned())));
+    let web = pod(&sandbox);
     assert_eq!(role_status(&web), 403);
     assert_eq!(sandbox.cloud.sts.call_count("AssumeRoleWithWebIdentity"), 0);
     assert!(metric(&sandbox, "kube2irsa_token_requests_total{result=\"mismatch\"}") >= 1.0);
@@ -105,11 +108,12 @@ fn a_token_for_another_pod_is_not_used() {
 
 #[test]
 fn an_api_server_that_fails_is_asked_again_by_nobody_but_us() {
-    let (sandbox, web) = with_a_pod();
+    let sandbox = with_an_account();
     let daemon = Daemon::ready(&sandbox, &["--token-access", "node"]);
     let faults = sandbox.cloud.kubernetes.faults();
     let tokens = || Target::any().verb("create").resource("serviceaccounts/token");
     faults.inject(tokens(), Fault::Answer(StatusCode::SERVICE_UNAVAILABLE));
+    let web = pod(&sandbox);
     assert_eq!(role_status(&web), 503);
     let asked = || sandbox.cloud.kubernetes.requests().iter().filter(|r| r.resource == "serviceaccounts/token").count();
     eventually("every request is one of ours", || {

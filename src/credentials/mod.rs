@@ -1,17 +1,20 @@
-//! Credentials by pod: fetched once for however many callers, renewed before they end, served from memory.
+//! Credentials by pod: fetched before they are asked for, once for however many callers, renewed before they end,
+//! served from memory.
 //!
 //! Owns the cache ([`Store`]) that requests read, and its one writer, the [`refresher`]. It asks
 //! [`TokenSource`](crate::token::TokenSource) for tokens and [`Exchange`](crate::sts::Exchange) for
-//! credentials. Invariant: a slot belongs to one pod UID and one role, and dies with either.
+//! credentials. Invariant: a slot is of one service account and one role, of one pod unless sessions are shared, and
+//! dies when no pod is entitled to it.
 
 pub mod document;
 pub mod refresher;
+pub mod schedule;
 pub mod slot;
 
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -26,23 +29,50 @@ use tokio::sync::{mpsc, watch};
 use self::{document::Document, slot::Failure};
 use crate::{
     clock::{self, Now},
-    identity::{Grant, Pod, PodUid},
+    identity::{Grant, PodUid},
 };
 
 /// The longest `RoleSessionName` that STS takes.
 const LONGEST_SESSION_NAME: usize = 64;
-/// Hexadecimal digits of the pod UID's hash at the session name's end.
+/// Hexadecimal digits of the UID's hash at the session name's end.
 const UID_DIGITS: usize = 10;
+/// A slot has little left when this part of its life is: in normal running none has.
+const LITTLE: u32 = 4;
 
-/// `<namespace>.<pod>-<hash of the UID>`, cut so that the hash stays: CloudTrail tells pods apart.
-#[must_use]
-pub fn session_name(pod: &Pod) -> String {
-    let hash = digest::digest(&digest::SHA256, pod.uid.as_str().as_bytes());
-    let hash = hash.as_ref().iter().take(UID_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect::<String>();
-    let allowed = |c: &char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(*c);
-    let readable = format!("{}.{}", pod.namespace, pod.name);
-    let readable = readable.chars().filter(allowed).take(LONGEST_SESSION_NAME - UID_DIGITS - 1);
-    format!("{}-{hash}", readable.collect::<String>())
+/// Whose a session is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionScope {
+    /// One pod's: CloudTrail tells pods apart.
+    #[default]
+    Pod,
+    /// All pods' of one service account on this node: fewer calls of STS.
+    ServiceAccount,
+}
+
+impl SessionScope {
+    /// `<namespace>.<pod or service account>-<hash of its UID>`, cut so that the hash stays.
+    #[must_use]
+    pub fn session_name(self, grant: &Grant) -> String {
+        let Grant { pod, account, .. } = grant;
+        let (name, uid) = match self {
+            Self::Pod => (&*pod.name, pod.uid.as_str()),
+            Self::ServiceAccount => (pod.service_account.as_str(), account.as_str()),
+        };
+        let hash = digest::digest(&digest::SHA256, uid.as_bytes());
+        let hash = hash.as_ref().iter().take(UID_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect::<String>();
+        let allowed = |c: &char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(*c);
+        let readable = format!("{}.{name}", pod.namespace);
+        let readable = readable.chars().filter(allowed).take(LONGEST_SESSION_NAME - UID_DIGITS - 1);
+        format!("{}-{hash}", readable.collect::<String>())
+    }
+
+    /// Whether two grants share a session.
+    fn joins(self, one: &Grant, other: &Grant) -> bool {
+        match self {
+            Self::Pod => one == other,
+            Self::ServiceAccount => one.account == other.account && one.wish == other.wish,
+        }
+    }
 }
 
 /// What a slot offers to its readers.
@@ -52,17 +82,18 @@ enum View {
     Pending(Option<Failure>),
     /// This, until it expires.
     Document(Arc<Document>),
-    /// A failure that is remembered until then.
-    Failed(Failure, Instant),
+    /// A failure that is remembered until then, or until further notice.
+    Failed(Failure, Option<Instant>),
     /// Nothing any more.
     Gone,
 }
 
-/// One pod's credentials for one role.
+/// The credentials of one session.
 pub struct Slot {
     /// Unlike its address in memory, never another's later.
-    id: u64,
-    grant: Arc<Grant>,
+    id: schedule::Key,
+    /// Those who are entitled to it; one, unless sessions are shared.
+    grants: Mutex<Vec<Arc<Grant>>>,
     view: ArcSwap<View>,
     changed: watch::Sender<()>,
     /// A `Want` is on its way to the refresher; a second one would say nothing new.
@@ -73,10 +104,7 @@ pub struct Slot {
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot")
-            .field("pod", &self.grant.pod.uid)
-            .field("role", self.grant.role())
-            .finish_non_exhaustive()
+        f.debug_struct("Slot").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -93,10 +121,25 @@ pub enum Outcome {
     Gone,
 }
 
+/// What the metrics show.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// Sessions whose credentials are held or being fetched.
+    pub slots: usize,
+    /// Those whose last fetch failed, with nothing to serve.
+    pub failed: usize,
+    /// Those with less than a quarter of their life left.
+    pub low: usize,
+}
+
 /// The credentials of this node's pods.
 #[derive(Debug)]
 pub struct Store {
-    slots: DashMap<PodUid, Arc<Slot>>,
+    scope: SessionScope,
+    /// By the grant's address in memory, which cannot be another's while the slot holds the grant.
+    slots: DashMap<usize, Arc<Slot>>,
+    /// Held while slots are made and ended.
+    making: Mutex<()>,
     commands: mpsc::UnboundedSender<Command>,
     made: Instant,
     next_id: AtomicU64,
@@ -107,6 +150,8 @@ pub struct Store {
 enum Command {
     /// A caller found nothing to take.
     Want(Arc<Slot>),
+    /// A pod appeared that will ask.
+    Foresee(Arc<Slot>),
     /// The slot is no longer in the store.
     Retire(Arc<Slot>),
 }
@@ -114,17 +159,15 @@ enum Command {
 // === impl Store ===
 
 impl Store {
-    fn new(commands: mpsc::UnboundedSender<Command>) -> Self {
-        Self { slots: DashMap::new(), commands, made: clock::now().monotonic, next_id: AtomicU64::new(0) }
+    fn new(scope: SessionScope, commands: mpsc::UnboundedSender<Command>) -> Self {
+        let (slots, made) = (DashMap::new(), clock::now().monotonic);
+        Self { scope, slots, making: Mutex::default(), commands, made, next_id: AtomicU64::new(0) }
     }
 
     /// The credentials of `grant`, if they are there now. Never waits.
     #[must_use]
     pub fn get(&self, grant: &Arc<Grant>, now: Now) -> Option<Bytes> {
-        let slot = self.slots.get(&grant.pod.uid)?;
-        if slot.grant != *grant {
-            return None;
-        }
+        let slot = self.slots.get(&address(grant))?;
         slot.read(self.age(now));
         match &**slot.view.load() {
             View::Document(document) => document.body(now),
@@ -139,16 +182,14 @@ impl Store {
         let mut changed = slot.changed.subscribe();
         loop {
             let now = clock::now();
+            slot.read(self.age(now));
             let so_far = match &**slot.view.load() {
                 View::Document(document) => match document.body(now) {
-                    Some(body) => {
-                        slot.read(self.age(now));
-                        return Outcome::Document(body);
-                    }
+                    Some(body) => return Outcome::Document(body),
                     None => Outcome::Pending,
                 },
-                View::Failed(Failure::Permanent, remembered) if *remembered > now.monotonic => {
-                    // Said again later, if somebody asks: the refresher must know that somebody does.
+                View::Failed(Failure::Permanent, until) if until.is_none_or(|until| until > now.monotonic) => {
+                    // Tried again later, if somebody asks: the refresher must know that somebody does.
                     self.want(&slot);
                     return Outcome::Failed(Failure::Permanent);
                 }
@@ -163,39 +204,63 @@ impl Store {
         }
     }
 
-    /// The pod has ended or its role has changed: nothing that it got so far is given any longer.
-    pub fn retire(&self, uid: &PodUid) {
-        if let Some((_, slot)) = self.slots.remove(uid) {
-            self.end(slot);
+    /// This is all that a pod is entitled to from now on: nothing else that it got so far is given any longer.
+    /// Of what it is entitled to, the one that `foresee` names is fetched before it is asked for.
+    pub fn entitle(&self, pod: &PodUid, grants: &[Arc<Grant>], foresee: Option<&Arc<Grant>>) {
+        let making = self.making();
+        let mut left = Vec::new();
+        self.slots.retain(|grant, slot| {
+            let stays = grants.iter().any(|current| address(current) == *grant) || !slot.is_of(*grant, pod);
+            if !stays {
+                left.push((*grant, Arc::clone(slot)));
+            }
+            stays
+        });
+        for (grant, slot) in left {
+            self.leave(&making, grant, slot);
+        }
+        drop(making);
+        if let Some(grant) = foresee {
+            let _ = self.commands.send(Command::Foresee(self.slot(grant)));
         }
     }
 
-    /// Slots that there are.
+    /// What the metrics show.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Whether there is no slot.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+    pub fn figures(&self, now: Now) -> Figures {
+        let mut figures = Figures::default();
+        let mut seen = std::collections::BTreeSet::new();
+        for slot in self.slots.iter().filter(|slot| seen.insert(slot.id)) {
+            figures.slots += 1;
+            match &**slot.view.load() {
+                View::Document(document) if !document.expires().passed(now) => {
+                    figures.low += usize::from(document.expires().left(now) < document.life() / LITTLE);
+                }
+                View::Failed(..) | View::Pending(Some(_)) => figures.failed += 1,
+                View::Document(_) | View::Pending(None) | View::Gone => {}
+            }
+        }
+        figures
     }
 
     fn slot(&self, grant: &Arc<Grant>) -> Arc<Slot> {
-        let new = || {
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            Slot::new(id, grant, self.age(clock::now()).as_secs())
-        };
-        let mut entry = self.slots.entry(grant.pod.uid.clone()).or_insert_with(new);
-        if entry.grant == *grant {
-            return Arc::clone(&entry);
+        let key = address(grant);
+        if let Some(slot) = self.slots.get(&key) {
+            return Arc::clone(&slot);
         }
-        let old = std::mem::replace(&mut *entry, new());
-        let new = Arc::clone(&entry);
-        drop(entry);
-        self.end(old);
-        new
+        let _making = self.making();
+        if let Some(slot) = self.slots.get(&key) {
+            return Arc::clone(&slot);
+        }
+        let joined = self.slots.iter().find(|slot| slot.grants().iter().any(|other| self.scope.joins(grant, other)));
+        let joined = joined.map(|slot| Arc::clone(&slot));
+        let slot = joined.unwrap_or_else(|| {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            Slot::new(id, self.age(clock::now()))
+        });
+        slot.grants().push(Arc::clone(grant));
+        self.slots.insert(key, Arc::clone(&slot));
+        slot
     }
 
     fn want(&self, slot: &Arc<Slot>) {
@@ -205,14 +270,23 @@ impl Store {
         }
     }
 
-    fn end(&self, slot: Arc<Slot>) {
-        slot.publish(View::Gone);
-        let _ = self.commands.send(Command::Retire(slot));
+    /// A grant is no longer the slot's; the last one's leaving ends it.
+    fn leave(&self, _making: &MutexGuard<'_, ()>, grant: usize, slot: Arc<Slot>) {
+        let mut grants = slot.grants();
+        grants.retain(|other| address(other) != grant);
+        let last = grants.is_empty();
+        drop(grants);
+        if last {
+            slot.publish(View::Gone);
+            let _ = self.commands.send(Command::Retire(slot));
+        }
     }
 
-    /// Takes out this very slot, not a later one of the same pod.
+    /// Takes the slot out for all.
     fn remove(&self, slot: &Arc<Slot>) {
-        self.slots.remove_if(&slot.grant.pod.uid, |_, current| Arc::ptr_eq(current, slot));
+        let _making = self.making();
+        self.slots.retain(|_, other| !Arc::ptr_eq(other, slot));
+        slot.grants().clear();
         slot.publish(View::Gone);
     }
 
@@ -225,29 +299,55 @@ impl Store {
     fn age(&self, now: Now) -> Duration {
         now.monotonic.saturating_duration_since(self.made)
     }
+
+    fn making(&self) -> MutexGuard<'_, ()> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn address(grant: &Arc<Grant>) -> usize {
+    Arc::as_ptr(grant).addr()
 }
 
 // === impl Slot ===
 
 impl Slot {
-    fn new(id: u64, grant: &Arc<Grant>, last_read: u64) -> Arc<Self> {
+    fn new(id: schedule::Key, made: Duration) -> Arc<Self> {
         Arc::new(Self {
             id,
-            grant: Arc::clone(grant),
+            grants: Mutex::default(),
             view: ArcSwap::from_pointee(View::Pending(None)),
             changed: watch::Sender::new(()),
             wanted: AtomicBool::new(false),
-            last_read: AtomicU64::new(last_read),
+            last_read: AtomicU64::new(made.as_secs()),
         })
+    }
+
+    fn grants(&self) -> MutexGuard<'_, Vec<Arc<Grant>>> {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_of(&self, grant: usize, pod: &PodUid) -> bool {
+        self.grants().iter().any(|other| address(other) == grant && other.pod.uid == *pod)
     }
 
     fn read(&self, at: Duration) {
         self.last_read.store(at.as_secs(), Ordering::Relaxed);
     }
 
+    /// What the store has given up stays so.
     fn publish(&self, view: View) {
-        self.view.store(Arc::new(view));
-        self.changed.send_replace(());
+        let same = match (&**self.view.load(), &view) {
+            (View::Pending(old), View::Pending(new)) => old == new,
+            (View::Document(old), View::Document(new)) => Arc::ptr_eq(old, new),
+            (View::Failed(old, old_until), View::Failed(new, until)) => old == new && old_until == until,
+            (View::Gone, _) => true,
+            _ => false,
+        };
+        if !same {
+            self.view.store(Arc::new(view));
+            self.changed.send_replace(());
+        }
     }
 }
 

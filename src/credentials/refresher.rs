@@ -1,13 +1,13 @@
 //! The refresher: the one writer of all slots.
 //!
-//! Owns every fetch, so that a caller who leaves cancels nothing, and every timer. At most
-//! [`CONCURRENT_FETCHES`] are in flight; those that a caller waits for go first. A panic in one fetch is
-//! that slot's transient error; a panic of the refresher itself ends the process.
+//! Owns every fetch, so that a caller who leaves cancels nothing. What is fetched when, the
+//! [`Schedule`] says. A panic in one fetch is that slot's transient error; a panic of the refresher itself ends
+//! the process.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use secrecy::SecretString;
@@ -17,8 +17,9 @@ use tokio::{
 };
 
 use super::{
-    Command, Document, Slot, Store, View, session_name,
-    slot::{Event, Failure, State, Step},
+    Command, Document, SessionScope, Slot, Store, View,
+    schedule::{Key, Limits, Schedule, Turn},
+    slot::{Event, Failure, Priority, State},
 };
 use crate::{
     clock,
@@ -28,14 +29,11 @@ use crate::{
     token::{TokenError, TokenSource},
 };
 
-/// Fetches in flight at once.
-const CONCURRENT_FETCHES: usize = 16;
+/// How often it is looked whether a clock was stepped.
+const LOOK_AT_CLOCKS: Duration = Duration::from_secs(5);
 
 /// Whether a pod is still alive and entitled to this.
 type Entitled = Box<dyn Fn(&Grant) -> bool + Send + Sync>;
-
-/// A slot's id.
-type Key = u64;
 
 /// The one writer of all slots.
 pub struct Refresher {
@@ -44,22 +42,23 @@ pub struct Refresher {
     fetcher: Arc<Fetcher>,
     entitled: Entitled,
     metrics: Arc<Metrics>,
-    slots: HashMap<Key, Tracked>,
-    timers: BTreeSet<(Instant, Key)>,
-    asked: VecDeque<Key>,
-    renewals: VecDeque<Key>,
-    fetches: JoinSet<Result<Arc<Document>, Failure>>,
+    schedule: Schedule,
+    slots: HashMap<Key, Arc<Slot>>,
+    fetches: JoinSet<Fetched>,
     in_flight: HashMap<Id, Key>,
 }
 
-struct Tracked {
-    slot: Arc<Slot>,
-    state: State,
+/// What came of a fetch.
+struct Fetched {
+    result: Result<Arc<Document>, Failure>,
+    /// Calls of STS that it took.
+    calls: u32,
 }
 
 struct Fetcher {
     tokens: Arc<dyn TokenSource>,
     exchange: Arc<dyn Exchange>,
+    scope: SessionScope,
     metrics: Arc<Metrics>,
 }
 
@@ -72,24 +71,24 @@ impl std::fmt::Debug for Refresher {
 // === impl Refresher ===
 
 impl Refresher {
-    /// A store and its writer. `entitled` is asked before each fetch.
+    /// The writer of the channel's store. `entitled` is asked before each fetch.
     pub fn new(
         tokens: Arc<dyn TokenSource>,
         exchange: Arc<dyn Exchange>,
+        limits: Limits,
         entitled: impl Fn(&Grant) -> bool + Send + Sync + 'static,
         metrics: Arc<Metrics>,
         channel: Channel,
     ) -> Self {
+        let scope = channel.store.scope;
         Self {
             store: channel.store,
             commands: channel.commands,
-            fetcher: Arc::new(Fetcher { tokens, exchange, metrics: Arc::clone(&metrics) }),
+            fetcher: Arc::new(Fetcher { tokens, exchange, scope, metrics: Arc::clone(&metrics) }),
             entitled: Box::new(entitled),
             metrics,
+            schedule: Schedule::new(limits, clock::now()),
             slots: HashMap::new(),
-            timers: BTreeSet::new(),
-            asked: VecDeque::new(),
-            renewals: VecDeque::new(),
             fetches: JoinSet::new(),
             in_flight: HashMap::new(),
         }
@@ -97,108 +96,113 @@ impl Refresher {
 
     /// Writes until the store's last user is gone, which is never while the process serves.
     pub async fn run(mut self) {
+        let mut clocks = tokio::time::interval(LOOK_AT_CLOCKS);
+        clocks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looked = clock::now();
         loop {
-            self.start_fetches();
-            let next = self.timers.first().map(|(at, _)| *at);
+            let next = self.start_fetches();
             tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(Command::Want(slot)) => self.wanted(slot),
+                    Some(Command::Want(slot)) => self.asked(slot, Event::Wanted),
+                    Some(Command::Foresee(slot)) => self.asked(slot, Event::Foreseen),
                     Some(Command::Retire(slot)) => self.step(slot.id, Event::Retired),
                     None => return,
                 },
                 Some(fetched) = self.fetches.join_next_with_id() => self.fetched(fetched),
-                () = sleep_until(next) => self.due(),
+                () = sleep_until(next) => {
+                    let due = self.schedule.due(clock::now());
+                    self.due(due);
+                }
+                _ = clocks.tick() => {
+                    let before = std::mem::replace(&mut looked, clock::now());
+                    if looked.stepped_since(before) {
+                        tracing::warn!("the clock was set or the machine slept: all credentials are looked at");
+                        self.due(self.schedule.all());
+                    }
+                }
             }
         }
     }
 
-    fn wanted(&mut self, slot: Arc<Slot>) {
-        // From here on a further caller's wish is a new one.
-        slot.wanted.store(false, Ordering::Release);
+    fn asked(&mut self, slot: Arc<Slot>, event: Event) {
+        if matches!(event, Event::Wanted) {
+            // From here on a further caller's wish is a new one.
+            slot.wanted.store(false, Ordering::Release);
+        }
         if matches!(**slot.view.load(), View::Gone) {
             return;
         }
         let key = slot.id;
-        self.slots.entry(key).or_insert(Tracked { slot, state: State::Empty });
-        self.step(key, Event::Wanted);
+        self.slots.entry(key).or_insert(slot);
+        self.step(key, event);
     }
 
-    fn due(&mut self) {
+    fn due(&mut self, keys: Vec<Key>) {
         let now = clock::now();
-        while let Some((at, key)) = self.timers.first().copied()
-            && at <= now.monotonic
-        {
-            self.timers.remove(&(at, key));
-            let idle = self.slots.get(&key).is_some_and(|tracked| match &tracked.state {
-                State::Fresh { document, .. } => self.store.idle(&tracked.slot, document.life(), now),
+        for key in keys {
+            let idle = match (self.schedule.state(key), self.slots.get(&key)) {
+                (Some(State::Fresh { document, .. }), Some(slot)) => self.store.idle(slot, document.life(), now),
                 _ => false,
-            });
+            };
             self.step(key, Event::Due { idle });
         }
     }
 
-    fn fetched(&mut self, fetched: Result<(Id, Result<Arc<Document>, Failure>), JoinError>) {
-        let (id, result) = match fetched {
-            Ok((id, result)) => (id, result),
+    fn fetched(&mut self, fetched: Result<(Id, Fetched), JoinError>) {
+        let (id, Fetched { result, calls }) = match fetched {
+            Ok(fetched) => fetched,
             Err(error) => {
-                tracing::error!("a fetch panicked; its pod's next request starts another");
-                (error.id(), Err(Failure::Transient))
+                tracing::error!("a fetch panicked; it is made again");
+                (error.id(), Fetched { result: Err(Failure::Transient), calls: 1 })
             }
         };
-        if let Some(key) = self.in_flight.remove(&id) {
-            self.step(key, result.map_or_else(Event::Refused, Event::Fetched));
-        }
+        let Some(key) = self.in_flight.remove(&id) else { return };
+        let throttled = matches!(result, Err(Failure::Throttled));
+        self.schedule.ended(key, calls, throttled, clock::now());
+        self.step(key, result.map_or_else(Event::Refused, Event::Fetched));
     }
 
     fn step(&mut self, key: Key, event: Event) {
-        let Some(tracked) = self.slots.get_mut(&key) else { return };
-        let now = clock::now();
-        let (state, step) = std::mem::replace(&mut tracked.state, State::Gone).step(event, now, fastrand::f64());
-        tracked.state = state;
-        match step {
-            Step::Rest => {}
-            Step::Wake(at) => {
-                self.timers.insert((at, key));
+        let state = self.schedule.step(key, event, clock::now(), fastrand::f64());
+        let Some(slot) = self.slots.get(&key) else { return };
+        slot.publish(match state {
+            State::Empty => View::Pending(None),
+            // Nobody waits for what is tried again after it was permanent.
+            State::Fetching { after: Some(Failure::Permanent), priority, .. } if priority != Priority::Asked => {
+                View::Failed(Failure::Permanent, None)
             }
-            Step::Fetch if matches!(tracked.state, State::Renewing { .. }) => self.renewals.push_back(key),
-            Step::Fetch => self.asked.push_back(key),
-        }
-        self.publish(key);
-    }
-
-    fn publish(&mut self, key: Key) {
-        let Some(Tracked { slot, state }) = self.slots.get(&key) else { return };
-        match state {
-            State::Empty => slot.publish_if_new(View::Pending(None)),
-            State::Fetching { after, .. } => slot.publish_if_new(View::Pending(*after)),
-            State::Fresh { document, .. } | State::Renewing { document, .. } => {
-                slot.publish_if_new(View::Document(Arc::clone(document)));
-            }
-            State::Failed { failure, until, .. } => slot.publish_if_new(View::Failed(*failure, *until)),
+            State::Fetching { after, .. } => View::Pending(after),
+            State::Fresh { document, .. } | State::Renewing { document, .. } => View::Document(document),
+            State::Failed { failure, until, .. } => View::Failed(failure, Some(until)),
             State::Gone => {
                 self.store.remove(slot);
                 self.slots.remove(&key);
-                self.timers.retain(|(_, other)| *other != key);
-                self.asked.retain(|other| *other != key);
-                self.renewals.retain(|other| *other != key);
-                self.in_flight.retain(|_, other| *other != key);
+                return;
             }
-        }
-        self.metrics.slots.set(i64::try_from(self.slots.len()).unwrap_or(i64::MAX));
+        });
     }
 
-    fn start_fetches(&mut self) {
-        while self.fetches.len() < CONCURRENT_FETCHES {
-            let Some(key) = self.asked.pop_front().or_else(|| self.renewals.pop_front()) else { return };
-            let Some(tracked) = self.slots.get(&key) else { continue };
-            let grant = Arc::clone(&tracked.slot.grant);
-            if (self.entitled)(&grant) {
-                let fetch = self.fetches.spawn(Arc::clone(&self.fetcher).fetch(grant));
-                self.in_flight.insert(fetch.id(), key);
-            } else {
-                self.step(key, Event::Retired);
+    /// Starts what may be started; until when nothing more is to be done.
+    fn start_fetches(&mut self) -> Option<Instant> {
+        loop {
+            let turn = self.schedule.next(clock::now());
+            self.metrics.fetches_queued.set(i64::try_from(self.schedule.queued()).unwrap_or(i64::MAX));
+            match turn {
+                Turn::Wait(until) => return until,
+                Turn::Fetch(key) => self.start_fetch(key),
             }
         }
+    }
+
+    fn start_fetch(&mut self, key: Key) {
+        let grants = self.slots.get(&key).map(|slot| slot.grants().clone()).unwrap_or_default();
+        let Some(grant) = grants.into_iter().find(|grant| (self.entitled)(grant)) else {
+            self.schedule.ended(key, 0, false, clock::now());
+            self.step(key, Event::Retired);
+            return;
+        };
+        let fetch = self.fetches.spawn(Arc::clone(&self.fetcher).fetch(grant));
+        self.in_flight.insert(fetch.id(), key);
     }
 }
 
@@ -206,22 +210,6 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-impl Slot {
-    fn publish_if_new(&self, view: View) {
-        let same = match (&**self.view.load(), &view) {
-            (View::Pending(old), View::Pending(new)) => old == new,
-            (View::Document(old), View::Document(new)) => Arc::ptr_eq(old, new),
-            (View::Failed(old, old_until), View::Failed(new, until)) => old == new && old_until == until,
-            // What the store has given up stays so.
-            (View::Gone, _) => true,
-            _ => false,
-        };
-        if !same {
-            self.publish(view);
-        }
     }
 }
 
@@ -240,33 +228,41 @@ enum FetchError {
 
 impl FetchError {
     fn failure(&self) -> Failure {
-        let transient = match self {
-            Self::Token(error) => error.is_transient(),
-            Self::Exchange(error) => error.class != Class::Permanent,
-            Self::Clock => true,
-        };
-        if transient { Failure::Transient } else { Failure::Permanent }
+        match self {
+            Self::Token(error) if error.is_transient() => Failure::Transient,
+            Self::Token(_) => Failure::Permanent,
+            Self::Exchange(error) => match error.class {
+                Class::Permanent => Failure::Permanent,
+                Class::Throttled => Failure::Throttled,
+                Class::Transient | Class::TokenExpired => Failure::Transient,
+            },
+            Self::Clock => Failure::Transient,
+        }
     }
 }
 
 impl Fetcher {
-    async fn fetch(self: Arc<Self>, grant: Arc<Grant>) -> Result<Arc<Document>, Failure> {
-        self.try_fetch(&grant).await.map(Arc::new).map_err(|error| {
+    async fn fetch(self: Arc<Self>, grant: Arc<Grant>) -> Fetched {
+        let mut calls = 0;
+        let result = self.try_fetch(&grant, &mut calls).await.map(Arc::new).map_err(|error| {
             let (pod, role) = (&grant.pod, grant.role());
             tracing::warn!(
                 namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
                 "service account {}/{} got no credentials: {error}", pod.namespace, pod.service_account
             );
             error.failure()
-        })
+        });
+        Fetched { result, calls }
     }
 
-    async fn try_fetch(&self, grant: &Grant) -> Result<Document, FetchError> {
-        let session_name = session_name(&grant.pod);
+    async fn try_fetch(&self, grant: &Grant, calls: &mut u32) -> Result<Document, FetchError> {
+        let session_name = self.scope.session_name(grant);
         let mut token = self.token(grant).await?;
+        *calls += 1;
         let session = match self.exchange(grant, &session_name, &token).await {
             Err(error) if error.class == Class::TokenExpired => {
                 token = self.token(grant).await?;
+                *calls += 1;
                 self.exchange(grant, &session_name, &token).await
             }
             first => first,
@@ -306,20 +302,14 @@ pub struct Channel {
 impl Channel {
     /// An empty store.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(scope: SessionScope) -> Self {
         let (sender, commands) = mpsc::unbounded_channel();
-        Self { store: Arc::new(Store::new(sender)), commands }
+        Self { store: Arc::new(Store::new(scope, sender)), commands }
     }
 
     /// The store.
     #[must_use]
     pub fn store(&self) -> Arc<Store> {
         Arc::clone(&self.store)
-    }
-}
-
-impl Default for Channel {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -1,8 +1,8 @@
 //! The life of one pod's credentials for one role, as a state machine. Pure: no tokio, no I/O, no clock.
 //!
-//! Owns when to fetch, when to renew and how long a failure is remembered. The refresher is the only one
-//! that steps it. Invariant: at most one fetch is in flight, and a good document is never given up for a
-//! failed renewal.
+//! Owns when to fetch, how urgently, when to renew and how long a failure is remembered. The
+//! [`Schedule`](super::schedule::Schedule) is the only one that steps it. Invariant: a good document is never
+//! given up for a failed renewal.
 
 use std::{
     sync::Arc,
@@ -10,11 +10,14 @@ use std::{
 };
 
 use super::document::Document;
-use crate::clock::Now;
+use crate::clock::{Deadline, Now};
 
-/// Pauses after failures double from the first to the longest.
+/// Pauses after failures double from the first to the longest, here while somebody asks.
 const TRANSIENT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+const THROTTLED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4));
 const PERMANENT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The same while nobody asks. What is permanent is not tried again then.
+const UNASKED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// After a failed renewal nobody waits yet; a twentieth of the life is the limit for short ones.
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -23,8 +26,23 @@ const RENEWAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 pub enum Failure {
     /// Worth asking again soon.
     Transient,
+    /// Worth asking again soon, but less often.
+    Throttled,
     /// Stays until somebody mends something.
     Permanent,
+}
+
+/// How urgent a fetch is, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// A caller waits.
+    Asked,
+    /// There is nothing to serve, but nobody waits now.
+    Expired,
+    /// What is served needs a successor.
+    Renewal,
+    /// Nobody has asked yet.
+    Prefetch,
 }
 
 /// Where a slot stands.
@@ -32,8 +50,10 @@ pub enum Failure {
 pub enum State {
     /// Nobody has asked yet.
     Empty,
-    /// The first fetch, or one after failures, is in flight.
+    /// The first fetch, or one after failures, is to be made or in flight.
     Fetching {
+        /// How urgently.
+        priority: Priority,
         /// What the last one met.
         after: Option<Failure>,
         /// Failures in a row.
@@ -44,7 +64,7 @@ pub enum State {
         /// What is served.
         document: Arc<Document>,
         /// When to fetch the next.
-        due: Instant,
+        due: Deadline,
         /// Failed renewals in a row.
         failures: u32,
     },
@@ -59,12 +79,12 @@ pub enum State {
     Failed {
         /// What it means.
         failure: Failure,
-        /// Until when it is not tried again.
+        /// Until when it is not tried again if somebody asks.
         until: Instant,
+        /// When and how urgently it is tried again by itself.
+        again: Option<(Instant, Priority)>,
         /// Failures in a row.
         failures: u32,
-        /// Somebody asked meanwhile: it is tried again then.
-        wanted: bool,
     },
     /// The pod or its role is gone, or nobody reads it any longer.
     Gone,
@@ -75,7 +95,9 @@ pub enum State {
 pub enum Event {
     /// A caller found nothing to take.
     Wanted,
-    /// The time asked for has come. `idle`: nobody read the slot for a whole life.
+    /// A pod with this role appeared.
+    Foreseen,
+    /// The time asked for has come, or a clock was stepped. `idle`: nobody read the slot for a whole life.
     Due {
         /// Nobody read the slot for a whole life.
         idle: bool,
@@ -93,8 +115,8 @@ pub enum Event {
 pub enum Step {
     /// Nothing.
     Rest,
-    /// Start a fetch.
-    Fetch,
+    /// Make a fetch, unless one is in flight.
+    Fetch(Priority),
     /// Say `Due` at this time.
     Wake(Instant),
 }
@@ -106,49 +128,80 @@ impl State {
         match (self, event) {
             (Self::Gone, _) | (_, Event::Retired) => (Self::Gone, Step::Rest),
 
-            (Self::Empty, Event::Wanted) => (Self::Fetching { after: None, failures: 0 }, Step::Fetch),
-            (Self::Fresh { document, failures, .. }, Event::Wanted) if document.expires().passed(now) => {
-                (Self::Fetching { after: None, failures }, Step::Fetch)
+            (Self::Empty, Event::Foreseen) => fetch(Priority::Prefetch, None, 0),
+            (Self::Empty, Event::Wanted) => fetch(Priority::Asked, None, 0),
+            // Who asks after a permanent failure is told of it, and does not wait for the next try.
+            (Self::Fetching { priority, after, failures }, Event::Wanted)
+                if priority != Priority::Asked && after != Some(Failure::Permanent) =>
+            {
+                fetch(Priority::Asked, after, failures)
+            }
+            (Self::Fresh { document, failures, .. } | Self::Renewing { document, failures }, Event::Wanted)
+                if document.expires().passed(now) =>
+            {
+                fetch(Priority::Asked, None, failures)
             }
             (Self::Failed { failure, until, failures, .. }, Event::Wanted) if until <= now.monotonic => {
-                (Self::Fetching { after: Some(failure), failures }, Step::Fetch)
+                fetch(Priority::Asked, Some(failure), failures)
             }
             (Self::Failed { failure, until, failures, .. }, Event::Wanted) => {
-                (Self::Failed { failure, until, failures, wanted: true }, Step::Wake(until))
+                let priority = if failure == Failure::Permanent { Priority::Expired } else { Priority::Asked };
+                (Self::Failed { failure, until, again: Some((until, priority)), failures }, Step::Wake(until))
             }
 
-            (Self::Fresh { due, .. }, Event::Due { idle: true }) if due <= now.monotonic => (Self::Gone, Step::Rest),
-            (Self::Fresh { document, due, failures }, Event::Due { idle: false }) if due <= now.monotonic => {
-                (Self::Renewing { document, failures }, Step::Fetch)
+            (Self::Fresh { due, .. }, Event::Due { idle: true }) if due.passed(now) => (Self::Gone, Step::Rest),
+            (Self::Fresh { document, due, failures }, Event::Due { idle: false }) if due.passed(now) => {
+                let priority = if document.expires().passed(now) { Priority::Expired } else { Priority::Renewal };
+                (Self::Renewing { document, failures }, Step::Fetch(priority))
             }
-            (Self::Failed { failure, until, failures, wanted: true }, Event::Due { .. }) if until <= now.monotonic => {
-                (Self::Fetching { after: Some(failure), failures }, Step::Fetch)
+            (Self::Failed { failure, again: Some((at, priority)), failures, .. }, Event::Due { .. })
+                if at <= now.monotonic =>
+            {
+                fetch(priority, Some(failure), failures)
             }
 
             (Self::Fetching { .. } | Self::Renewing { .. }, Event::Fetched(document)) => {
                 let jitter = document.life().mul_f64(chance / 10.0);
-                let due = now.monotonic + document.expires().left(now).saturating_sub(document.life() / 2 + jitter);
-                (Self::Fresh { document, due, failures: 0 }, Step::Wake(due))
+                let rest = document.expires().left(now).saturating_sub(document.life() / 2 + jitter);
+                let due = now.after(rest);
+                (Self::Fresh { document, due, failures: 0 }, Step::Wake(due.monotonic))
             }
             (Self::Renewing { document, failures }, Event::Refused(_)) if !document.expires().passed(now) => {
                 let longest = (document.life() / 20).min(RENEWAL.1);
                 let pause = pause((RENEWAL.0.min(longest), longest), failures, chance);
-                let due = now.monotonic + pause.min(document.expires().left(now));
-                (Self::Fresh { document, due, failures: failures.saturating_add(1) }, Step::Wake(due))
+                let due = now.after(pause.min(document.expires().left(now)));
+                (Self::Fresh { document, due, failures: failures.saturating_add(1) }, Step::Wake(due.monotonic))
             }
-            (Self::Fetching { failures, .. } | Self::Renewing { failures, .. }, Event::Refused(failure)) => {
-                let limits = match failure {
-                    Failure::Transient => TRANSIENT,
-                    Failure::Permanent => PERMANENT,
-                };
-                let until = now.monotonic + pause(limits, failures, chance);
-                (Self::Failed { failure, until, failures: failures.saturating_add(1), wanted: false }, Step::Rest)
+            (Self::Renewing { failures, .. }, Event::Refused(failure)) => {
+                refused(failure, Priority::Expired, failures, now, chance)
+            }
+            (Self::Fetching { priority, failures, .. }, Event::Refused(failure)) => {
+                refused(failure, priority.max(Priority::Expired), failures, now, chance)
             }
 
             // A timer that was set for an earlier state, a caller who asks while the answer is on its way.
-            (state, Event::Wanted | Event::Due { .. } | Event::Fetched(_) | Event::Refused(_)) => (state, Step::Rest),
+            (state, Event::Wanted | Event::Foreseen | Event::Due { .. } | Event::Fetched(_) | Event::Refused(_)) => {
+                (state, Step::Rest)
+            }
         }
     }
+}
+
+fn fetch(priority: Priority, after: Option<Failure>, failures: u32) -> (State, Step) {
+    (State::Fetching { priority, after, failures }, Step::Fetch(priority))
+}
+
+fn refused(failure: Failure, priority: Priority, failures: u32, now: Now, chance: f64) -> (State, Step) {
+    let asked = match failure {
+        Failure::Transient => TRANSIENT,
+        Failure::Throttled => THROTTLED,
+        Failure::Permanent => PERMANENT,
+    };
+    let until = now.monotonic + pause(asked, failures, chance);
+    let again = (failure != Failure::Permanent).then(|| now.monotonic + pause(UNASKED, failures, chance));
+    let step = again.map_or(Step::Rest, Step::Wake);
+    let again = again.map(|at| (at, priority));
+    (State::Failed { failure, until, again, failures: failures.saturating_add(1) }, step)
 }
 
 /// From half of the pause up to all of it: what failed together does not come back together.

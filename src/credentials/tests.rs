@@ -9,10 +9,11 @@ use tokio::sync::Semaphore;
 
 use super::{
     refresher::{Channel, Refresher},
+    schedule::Limits,
     *,
 };
 use crate::{
-    identity::Wish,
+    identity::{Pod, Wish},
     metrics::Metrics,
     sts::{Class, Exchange, ExchangeError, Session},
     token::{TokenError, TokenSource},
@@ -85,6 +86,8 @@ impl Exchange for Fake {
     }
 }
 
+const LIMITS: Limits = Limits { in_flight: 16, per_second: 1000.0, burst: 1000 };
+
 struct Engine {
     store: Arc<Store>,
     fake: Arc<Fake>,
@@ -92,15 +95,19 @@ struct Engine {
 }
 
 fn engine(permits: usize, answer: Answer) -> Engine {
+    engine_of(SessionScope::Pod, permits, answer)
+}
+
+fn engine_of(scope: SessionScope, permits: usize, answer: Answer) -> Engine {
     let fake =
         Arc::new(Fake { permits: Semaphore::new(permits), answer: Mutex::new(answer), exchanges: AtomicUsize::new(0) });
     let entitled = Arc::new(AtomicBool::new(true));
-    let channel = Channel::new();
+    let channel = Channel::new(scope);
     let store = channel.store();
     let asked = Arc::clone(&entitled);
     let metrics = Arc::new(Metrics::new().unwrap());
     let (tokens, exchange) = (Arc::clone(&fake), Arc::clone(&fake));
-    let refresher = Refresher::new(tokens, exchange, move |_| asked.load(Ordering::SeqCst), metrics, channel);
+    let refresher = Refresher::new(tokens, exchange, LIMITS, move |_| asked.load(Ordering::SeqCst), metrics, channel);
     tokio::spawn(refresher.run());
     Engine { store, fake, entitled }
 }
@@ -143,6 +150,28 @@ async fn callers_share_one_fetch_and_its_outcome() {
 }
 
 #[tokio::test]
+async fn callers_that_leave_change_nothing_for_those_that_stay() {
+    for answer in [Answer::Good, Answer::Refused] {
+        let (engine, grant) = (engine(0, answer), grant("1"));
+        let callers = (0..1000).map(|_| engine.ask(&grant)).collect::<Vec<_>>();
+        engine.until(1).await;
+        let (leave, stay): (Vec<_>, Vec<_>) = callers.into_iter().enumerate().partition(|(number, _)| number % 2 == 0);
+        for (_, caller) in leave {
+            caller.abort();
+            assert!(caller.await.unwrap_err().is_cancelled());
+        }
+        engine.fake.permits.add_permits(1000);
+        let mut outcomes = Vec::new();
+        for (_, caller) in stay {
+            outcomes.push(caller.await.unwrap());
+        }
+        assert_eq!(outcomes.len(), 500);
+        assert!(outcomes.iter().all(|outcome| *outcome == outcomes[0] && *outcome != Outcome::Pending));
+        assert_eq!(engine.exchanges(), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_leaves_cancels_nothing() {
     let (engine, grant) = (engine(0, Answer::Good), grant("1"));
     let caller = engine.ask(&grant);
@@ -177,12 +206,12 @@ async fn what_was_fetched_for_a_pod_that_is_gone_is_given_to_nobody() {
     let (engine, grant) = (engine(0, Answer::Good), grant("1"));
     let caller = engine.ask(&grant);
     engine.until(1).await;
-    engine.store.retire(&grant.pod.uid);
+    engine.store.entitle(&grant.pod.uid, &[], None);
     assert_eq!(caller.await.unwrap(), Outcome::Gone);
     engine.fake.permits.add_permits(1);
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(engine.store.get(&grant, clock::now()), None);
-    assert!(engine.store.is_empty());
+    assert_eq!(engine.store.figures(clock::now()).slots, 0);
 }
 
 #[tokio::test]
@@ -191,18 +220,54 @@ async fn nothing_is_fetched_for_who_is_not_entitled() {
     engine.entitled.store(false, Ordering::SeqCst);
     assert_eq!(engine.store.obtain(&grant, soon()).await, Outcome::Gone);
     assert_eq!(engine.exchanges(), 0);
-    assert!(engine.store.is_empty());
+    assert_eq!(engine.store.figures(clock::now()).slots, 0);
 }
 
 #[tokio::test]
-async fn another_role_of_the_same_pod_is_another_slot_and_ends_the_first() {
-    let (engine, first) = (engine(2, Answer::Good), grant("1"));
+async fn the_grants_of_a_pod_have_a_slot_each_and_those_that_it_loses_end() {
+    let (engine, first) = (engine(9, Answer::Good), grant("1"));
     let second = Arc::new(Grant { wish: wish("arn:aws:iam::123456789012:role/other"), ..(*first).clone() });
     let Outcome::Document(of_first) = engine.store.obtain(&first, soon()).await else { panic!() };
     let Outcome::Document(of_second) = engine.store.obtain(&second, soon()).await else { panic!() };
-    assert_ne!(of_first, of_second);
+    let Outcome::Document(of_other) = engine.store.obtain(&grant("2"), soon()).await else { panic!() };
+    assert!(of_first != of_second && of_first != of_other);
+
+    engine.store.entitle(&first.pod.uid, &[Arc::clone(&second)], None);
     assert_eq!(engine.store.get(&first, clock::now()), None);
-    assert_eq!(engine.store.len(), 1);
+    assert_eq!(engine.store.get(&second, clock::now()), Some(of_second));
+    assert_eq!(engine.store.figures(clock::now()).slots, 2, "and that of the other pod");
+}
+
+#[tokio::test]
+async fn what_is_foreseen_is_fetched_before_it_is_asked_for() {
+    let (engine, grant) = (engine(1, Answer::Good), grant("1"));
+    engine.store.entitle(&grant.pod.uid, std::slice::from_ref(&grant), Some(&grant));
+    engine.until(1).await;
+    while engine.store.get(&grant, clock::now()).is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(engine.exchanges(), 1);
+}
+
+#[tokio::test]
+async fn a_shared_session_is_one_for_all_pods_of_a_service_account_until_the_last_ends() {
+    let engine = engine_of(SessionScope::ServiceAccount, 9, Answer::Good);
+    let (one, two) = (grant("1"), grant("2"));
+    let stranger = Arc::new(Grant { account: "another".into(), ..(*grant("3")).clone() });
+    let Outcome::Document(of_one) = engine.store.obtain(&one, soon()).await else { panic!() };
+    assert_eq!(engine.store.obtain(&two, soon()).await, Outcome::Document(of_one.clone()));
+    let Outcome::Document(of_stranger) = engine.store.obtain(&stranger, soon()).await else { panic!() };
+    assert_ne!(of_one, of_stranger);
+    assert_eq!(engine.exchanges(), 2);
+
+    engine.store.entitle(&one.pod.uid, &[], None);
+    assert_eq!(engine.store.get(&one, clock::now()), None);
+    assert_eq!(engine.store.get(&two, clock::now()), Some(of_one));
+    engine.store.entitle(&two.pod.uid, &[], None);
+    assert_eq!(engine.store.get(&two, clock::now()), None);
+    assert_eq!(engine.store.figures(clock::now()).slots, 1);
+    assert!(matches!(engine.store.obtain(&grant("4"), soon()).await, Outcome::Document(_)), "a session of its own");
+    assert_eq!(engine.exchanges(), 3);
 }
 
 #[tokio::test]
@@ -214,12 +279,12 @@ async fn expired_credentials_are_not_given() {
     assert_eq!(engine.store.get(&grant, stepped), None);
 }
 
-fn name_of(pod: &str, uid: &str) -> String {
-    session_name(&Pod { name: pod.into(), ..Pod::sample(uid, &[]) })
-}
-
 #[test]
 fn session_names_tell_pods_apart_and_fit() {
+    let name_of = |pod: &str, uid: &str| {
+        let pod = Pod { name: pod.into(), ..Pod::sample(uid, &[]) };
+        SessionScope::Pod.session_name(&Grant { pod: Arc::new(pod), ..(*grant("1")).clone() })
+    };
     let short = name_of("web-0", "u1");
     assert!(short.starts_with("team-a.web-0-") && short.len() == "team-a.web-0-".len() + UID_DIGITS, "{short}");
     assert_ne!(short, name_of("web-0", "u2"));
@@ -228,4 +293,11 @@ fn session_names_tell_pods_apart_and_fit() {
     let (one, two) = (name_of(&name, "u1"), name_of(&name, "u2"));
     assert_eq!(one.len(), LONGEST_SESSION_NAME);
     assert_ne!(one, two);
+}
+
+#[test]
+fn a_shared_session_has_the_service_accounts_name() {
+    let [one, two] = ["1", "2"].map(|uid| SessionScope::ServiceAccount.session_name(&grant(uid)));
+    assert!(one.starts_with("team-a.web-"), "{one}");
+    assert_eq!(one, two);
 }

@@ -38,6 +38,13 @@ impl Grant {
     pub fn role(&self) -> &RoleArn {
         &self.wish.role
     }
+
+    /// Whether the pod's own volumes bring it a token for STS, as the EKS webhook sees to: its SDK will not ask us.
+    #[must_use]
+    pub fn pod_has_token(&self, audience: &str) -> bool {
+        let audience = self.wish.audience.as_deref().unwrap_or(audience);
+        self.pod.token_audiences.iter().any(|of_token| of_token == audience)
+    }
 }
 
 impl PartialEq for Grant {

@@ -45,8 +45,8 @@ pub enum Entry {
     Withheld(Unidentified),
 }
 
-/// Called with a pod to which nothing that it got so far may be given any longer.
-type OnRevoked = Box<dyn Fn(&PodUid) + Send + Sync>;
+/// Called with a pod and all that it is entitled to from now on.
+type OnEntitled = Box<dyn Fn(&PodUid, &[Arc<Grant>]) + Send + Sync>;
 
 /// Address → pod and role.
 pub struct Directory {
@@ -56,12 +56,14 @@ pub struct Directory {
     namespaces: watch::Sender<BTreeSet<Namespace>>,
     lookups: mpsc::Sender<IpAddr>,
     wanted: Notify,
-    on_revoked: OnRevoked,
+    on_entitled: OnEntitled,
 }
 
 #[derive(Default)]
 struct State {
     index: PodIndex,
+    /// What pods are entitled to: one and the same grant for as long as nothing about it changes.
+    grants: HashMap<PodUid, Arc<Grant>>,
     /// Addresses to be looked at.
     wanted: BTreeSet<IpAddr>,
     pods_synced: bool,
@@ -103,13 +105,13 @@ impl fmt::Debug for Directory {
 // === impl Directory ===
 
 impl Directory {
-    /// An empty directory, and the addresses that it wants to be looked up. `on_revoked` is called, briefly
-    /// and under a lock, with each pod that ended or whose role changed.
+    /// An empty directory, and the addresses that it wants to be looked up. `on_entitled` is called, briefly
+    /// and under a lock, when a pod becomes entitled to something or to something else, or ends.
     #[must_use]
     pub fn new(
         binding: Binding,
         policy: NamespacePolicy,
-        on_revoked: impl Fn(&PodUid) + Send + Sync + 'static,
+        on_entitled: impl Fn(&PodUid, &[Arc<Grant>]) + Send + Sync + 'static,
     ) -> (Self, mpsc::Receiver<IpAddr>) {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
@@ -119,7 +121,7 @@ impl Directory {
             version: watch::Sender::new(0),
             namespaces: watch::Sender::default(),
             lookups,
-            on_revoked: Box::new(on_revoked),
+            on_entitled: Box::new(on_entitled),
         };
         (directory, asked)
     }
@@ -188,11 +190,7 @@ impl Directory {
     /// Whether the grant's pod is alive and still entitled to it.
     #[must_use]
     pub fn entitled(&self, grant: &Grant) -> bool {
-        let state = self.state();
-        state
-            .index
-            .get(&grant.pod.uid)
-            .is_some_and(|pod| !pod.finished && matches!(state.role(pod), Role::Granted(current) if *current == *grant))
+        self.state().grants.get(&grant.pod.uid).is_some_and(|current| **current == *grant)
     }
 
     /// Whether pods and the service accounts of their namespaces have been read.
@@ -312,12 +310,16 @@ impl Directory {
     }
 
     fn publish_namespace(&self, state: &mut MutexGuard<'_, State>, namespace: &Namespace) {
-        let pods = state.index.pods().filter(|pod| pod.namespace == *namespace);
-        let addresses = pods.flat_map(|pod| pod.addresses.iter().copied()).collect();
-        self.publish(state, &Changed { addresses, ..Changed::default() });
+        let mut changed = Changed::default();
+        for pod in state.index.pods().filter(|pod| pod.namespace == *namespace) {
+            changed.pods.insert(pod.uid.clone());
+            changed.addresses.extend(&pod.addresses);
+        }
+        self.publish(state, &changed);
     }
 
     fn publish(&self, state: &mut MutexGuard<'_, State>, changed: &Changed) {
+        let entitled = changed.pods.iter().filter(|uid| state.update_grant(uid)).collect::<Vec<_>>();
         for address in &changed.addresses {
             let new = match state.index.claim(*address) {
                 Claim::Nobody => None,
@@ -335,20 +337,14 @@ impl Directory {
                 Some(entry) => self.entries.insert(*address, entry.clone()),
                 None => self.entries.remove(address).map(|(_, entry)| entry),
             };
-            if let (Some(Entry::Caller(old)), Some(Entry::Caller(new))) = (old, new)
-                && old.pod.uid == new.pod.uid
-                && old.role != new.role
-            {
-                (self.on_revoked)(&old.pod.uid);
-            }
         }
-        for uid in &changed.gone {
-            (self.on_revoked)(uid);
+        for uid in entitled {
+            (self.on_entitled)(uid, state.grants.get(uid).map_or(&[], std::slice::from_ref));
         }
         let unlooked = changed.addresses.iter().copied().filter(|address| state.index.unlooked(*address));
         let unlooked = unlooked.collect::<Vec<_>>();
         self.want(state, unlooked);
-        let namespaces = state.index.pods().filter(|pod| !pod.host_network && !pod.finished);
+        let namespaces = state.index.pods().filter(|pod| pod.may_ask());
         let namespaces = namespaces.map(|pod| pod.namespace.clone()).collect::<BTreeSet<_>>();
         self.namespaces.send_if_modified(|wanted| {
             let modified = *wanted != namespaces;
@@ -380,7 +376,27 @@ fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>) {
 // === impl State ===
 
 impl State {
+    /// Whether what the pod is entitled to became something else.
+    fn update_grant(&mut self, uid: &PodUid) -> bool {
+        let new = match self.index.get(uid).filter(|pod| pod.may_ask()).map(|pod| self.read_role(pod)) {
+            Some(Role::Granted(grant)) => Some(grant),
+            Some(Role::Unknown | Role::None | Role::Invalid(_)) | None => None,
+        };
+        if self.grants.get(uid) == new.as_ref() {
+            return false;
+        }
+        match new {
+            Some(grant) => self.grants.insert(uid.clone(), grant),
+            None => self.grants.remove(uid),
+        };
+        true
+    }
+
     fn role(&self, pod: &Arc<Pod>) -> Role {
+        self.grants.get(&pod.uid).map_or_else(|| self.read_role(pod), |grant| Role::Granted(Arc::clone(grant)))
+    }
+
+    fn read_role(&self, pod: &Arc<Pod>) -> Role {
         let role = self.role_of_account(pod);
         let Role::Granted(grant) = &role else { return role };
         if self.policy == NamespacePolicy::Off {

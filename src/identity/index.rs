@@ -40,12 +40,20 @@ pub struct Pod {
     pub started: u64,
     /// When its newest container started, in seconds since the Unix epoch; `None` before the first one.
     pub container_started: Option<u64>,
+    /// Audiences of the tokens that its own volumes bring it.
+    pub token_audiences: Vec<String>,
 }
 
 impl Pod {
     /// The addresses that are this pod's alone as far as it knows.
     fn claims(&self) -> &[IpAddr] {
-        if self.host_network || self.finished { &[] } else { &self.addresses }
+        if self.may_ask() { &self.addresses } else { &[] }
+    }
+
+    /// Whether it may have credentials: its address tells it apart, and it has not ended.
+    #[must_use]
+    pub fn may_ask(&self) -> bool {
+        !self.host_network && !self.finished
     }
 
     /// Gives way to another claimant of its address: kubelet frees an address before the pod is gone.
@@ -54,7 +62,7 @@ impl Pod {
     }
 
     fn awaits_address(&self) -> bool {
-        !self.host_network && !self.finished && self.addresses.is_empty()
+        self.may_ask() && self.addresses.is_empty()
     }
 }
 
@@ -78,8 +86,8 @@ pub enum Claim {
 pub struct Changed {
     /// Addresses whose claim may have changed.
     pub addresses: BTreeSet<IpAddr>,
-    /// Pods that are no more, or have finished.
-    pub gone: BTreeSet<PodUid>,
+    /// Pods that came, changed or went.
+    pub pods: BTreeSet<PodUid>,
     /// Why claims were suspended, once for each.
     pub suspended: Vec<Reason>,
 }
@@ -275,9 +283,7 @@ impl PodIndex {
     }
 
     fn replace(&mut self, uid: PodUid, new: Option<Pod>, changed: &mut Changed) {
-        if new.as_ref().is_none_or(|pod| pod.finished) {
-            changed.gone.insert(uid.clone());
-        }
+        changed.pods.insert(uid.clone());
         let old = match new {
             Some(pod) => {
                 for address in pod.claims() {
@@ -321,6 +327,7 @@ impl Pod {
             addresses: addresses.to_vec(),
             started: 0,
             container_started: Some(0),
+            token_audiences: Vec::new(),
         }
     }
 }

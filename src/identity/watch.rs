@@ -61,6 +61,30 @@ struct Spec {
     service_account_name: Option<String>,
     #[serde(default)]
     host_network: bool,
+    #[serde(default)]
+    volumes: Vec<Volume>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Volume {
+    projected: Option<Projected>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Projected {
+    sources: Option<Vec<Source>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Source {
+    service_account_token: Option<ProjectedToken>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct ProjectedToken {
+    /// Without one the token is for the API server.
+    audience: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -110,6 +134,14 @@ impl ContainerStatus {
     }
 }
 
+impl Spec {
+    fn token_audiences(&mut self) -> Vec<String> {
+        let projected = self.volumes.drain(..).filter_map(|volume| volume.projected);
+        let sources = projected.filter_map(|projected| projected.sources).flatten();
+        sources.filter_map(|source| source.service_account_token?.audience).collect()
+    }
+}
+
 impl<T: Default> Default for Lenient<T> {
     fn default() -> Self {
         Self::Parsed(T::default())
@@ -125,14 +157,14 @@ impl SlimPod {
 
     /// `None` where the pod's form is not what we know.
     pub(super) fn read(self) -> Option<Pod> {
-        let (Lenient::Parsed(spec), Lenient::Parsed(status)) = (self.spec, self.status) else { return None };
+        let (Lenient::Parsed(mut spec), Lenient::Parsed(status)) = (self.spec, self.status) else { return None };
         let started = status.start_time.or(self.metadata.creation_timestamp)?;
         let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses);
         Some(Pod {
             uid: self.metadata.uid?.into(),
             namespace: self.metadata.namespace?.into(),
             name: Arc::from(self.metadata.name?),
-            service_account: spec.service_account_name.filter(|name| !name.is_empty())?.into(),
+            service_account: spec.service_account_name.take().filter(|name| !name.is_empty())?.into(),
             host_network: spec.host_network,
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             terminating: self.metadata.deletion_timestamp.is_some(),
@@ -140,6 +172,7 @@ impl SlimPod {
             running: containers.any(|container| container.state.running.is_some()),
             addresses: status.pod_ips.iter().map(|pod_ip| pod_ip.ip.to_canonical()).collect(),
             started: u64::try_from(started.0.as_second()).unwrap_or_default(),
+            token_audiences: spec.token_audiences(),
         })
     }
 }
@@ -286,6 +319,20 @@ mod tests {
         assert_eq!((pod.started, pod.running, pod.terminating, pod.finished), (1_767_225_605, true, false, false));
         assert_eq!(pod.container_started, Some(1_767_225_606));
         assert_eq!((pod.service_account.as_str(), pod.namespace.as_str()), ("web", "team-a"));
+    }
+
+    #[test]
+    fn the_audiences_of_a_pods_own_tokens_are_read_and_all_other_volumes_ignored() {
+        let token = |audience: serde_json::Value| json!({"serviceAccountToken": {"audience": audience, "path": "t"}});
+        let volumes = json!([
+            {"name": "a", "emptyDir": {}},
+            {"name": "b", "projected": {"sources": [{"configMap": {"name": "c"}}, token(json!(null))]}},
+            {"name": "c", "projected": {"defaultMode": 420, "sources": [token(json!("sts.amazonaws.com"))]}},
+            {"name": "d", "projected": {"sources": null}},
+        ]);
+        let metadata = json!({"name": "p", "namespace": "n", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"});
+        let pod = json!({"metadata": metadata, "spec": {"serviceAccountName": "a", "volumes": volumes}});
+        assert_eq!(read(pod).unwrap().token_audiences, ["sts.amazonaws.com"]);
     }
 
     #[test]

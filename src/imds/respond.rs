@@ -183,7 +183,7 @@ impl Imds {
                 // The name is given in time even if the exchange takes longer: SDKs ask for the document next.
                 (Outcome::Document(_) | Outcome::Pending, None) => role_name(grant),
                 (Outcome::Failed(Failure::Permanent), None) => Answer::Empty(StatusCode::FORBIDDEN),
-                (Outcome::Failed(Failure::Transient) | Outcome::Gone, None) => {
+                (Outcome::Failed(Failure::Transient | Failure::Throttled) | Outcome::Gone, None) => {
                     Answer::Empty(StatusCode::SERVICE_UNAVAILABLE)
                 }
                 (_, Some(_)) => Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),

@@ -48,6 +48,8 @@ pub struct Session {
 pub enum Class {
     /// Worth trying again soon.
     Transient,
+    /// Worth trying again, but AWS asks for fewer calls.
+    Throttled,
     /// Will not change until somebody mends the role, its trust or the account.
     Permanent,
     /// The token expired on its way: a new one, once.
@@ -230,10 +232,10 @@ fn classify(status: u16, code: &str, message: &str) -> Class {
         "InvalidIdentityToken" if message.contains("retrieve verification key") => Class::Transient,
         "IDPCommunicationError" => Class::Transient,
         // AWS throttles and times out under many names, all of them 400.
-        _ if ["Throttl", "TooManyRequests", "RequestLimit", "Timeout"].iter().any(|part| code.contains(part)) => {
-            Class::Transient
-        }
-        _ if matches!(status, 408 | 429 | 500..) => Class::Transient,
+        _ if ["Throttl", "TooManyRequests", "RequestLimit"].iter().any(|part| code.contains(part)) => Class::Throttled,
+        _ if code.contains("Timeout") => Class::Transient,
+        _ if status == 429 => Class::Throttled,
+        _ if matches!(status, 408 | 500..) => Class::Transient,
         _ => Class::Permanent,
     }
 }
@@ -284,9 +286,10 @@ mod tests {
             (400, "ExpiredTokenException", "", Class::TokenExpired),
             (400, "ValidationError", "", Class::Permanent),
             (403, "RegionDisabledException", "", Class::Permanent),
-            (400, "Throttling", "Rate exceeded", Class::Transient),
+            (400, "Throttling", "Rate exceeded", Class::Throttled),
+            (429, "Unknown", "", Class::Throttled),
             (400, "RequestTimeout", "", Class::Transient),
-            (400, "TooManyRequestsException", "", Class::Transient),
+            (400, "TooManyRequestsException", "", Class::Throttled),
             (408, "Unknown", "", Class::Transient),
             (500, "InternalFailure", "", Class::Transient),
             (503, "Unknown", "", Class::Transient),

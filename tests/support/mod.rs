@@ -43,10 +43,20 @@ pub fn sandbox_with(shape: PodNetwork) -> Sandbox {
 
 /// A sandbox with a pod `team-a/web-0`, whose service account `web` has a role of that name.
 pub fn with_a_pod() -> (Sandbox, Pod) {
+    let sandbox = with_an_account();
+    let web = pod(&sandbox);
+    (sandbox, web)
+}
+
+/// The same without the pod: what is set up before it comes meets the first fetch of its credentials.
+pub fn with_an_account() -> Sandbox {
     let sandbox = sandbox();
     sandbox.add_service_account("team-a", "web", "web").unwrap();
-    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
-    (sandbox, web)
+    sandbox
+}
+
+pub fn pod(sandbox: &Sandbox) -> Pod {
+    sandbox.add_pod("team-a", "web-0", "web").unwrap()
 }
 
 pub fn daemon_binary() -> &'static Path {

@@ -22,8 +22,12 @@ fn document(now: Now, life: u64) -> Arc<Document> {
     Arc::new(Document::new(&session, now).unwrap())
 }
 
+fn fetching(failures: u32) -> State {
+    State::Fetching { priority: Priority::Asked, after: None, failures }
+}
+
 fn fresh(now: Now, life: u64, chance: f64) -> (State, Instant) {
-    match (State::Fetching { after: None, failures: 0 }).step(Event::Fetched(document(now, life)), now, chance) {
+    match (fetching(0)).step(Event::Fetched(document(now, life)), now, chance) {
         (state @ State::Fresh { .. }, Step::Wake(due)) => (state, due),
         other => panic!("{other:?}"),
     }
@@ -33,7 +37,7 @@ fn fresh(now: Now, life: u64, chance: f64) -> (State, Instant) {
 fn many_callers_cause_one_fetch() {
     let now = start();
     let (state, step) = State::Empty.step(Event::Wanted, now, 0.0);
-    assert_eq!(step, Step::Fetch);
+    assert_eq!(step, Step::Fetch(Priority::Asked));
     let (_, step) = state.step(Event::Wanted, now, 0.0);
     assert_eq!(step, Step::Rest);
 }
@@ -54,7 +58,7 @@ fn a_failed_renewal_leaves_the_old_document_until_its_end() {
     let (state, _) = fresh(now, 3600, 0.0);
     let half = after(now, 1800.0);
     let (mut state, step) = state.step(Event::Due { idle: false }, half, 0.0);
-    assert_eq!(step, Step::Fetch);
+    assert_eq!(step, Step::Fetch(Priority::Renewal));
     let mut time = half;
     let mut tries = 0;
     loop {
@@ -76,22 +80,21 @@ fn a_failed_renewal_leaves_the_old_document_until_its_end() {
 #[test]
 fn a_remembered_failure_is_tried_again_only_when_its_time_has_come_and_somebody_asks() {
     let now = start();
-    let (state, step) =
-        (State::Fetching { after: None, failures: 3 }).step(Event::Refused(Failure::Permanent), now, 0.0);
+    let (state, step) = (fetching(3)).step(Event::Refused(Failure::Permanent), now, 0.0);
     assert_eq!(step, Step::Rest);
     let (asked, step) = state.clone().step(Event::Wanted, after(now, 1.0), 0.0);
     assert_eq!(step, Step::Wake(now.monotonic + Duration::from_secs(4)));
     let (_, step) = state.step(Event::Due { idle: false }, after(now, 5.0), 0.0);
     assert_eq!(step, Step::Rest, "nobody asked");
     let (_, step) = asked.step(Event::Due { idle: false }, after(now, 5.0), 0.0);
-    assert_eq!(step, Step::Fetch);
+    assert_eq!(step, Step::Fetch(Priority::Expired));
 }
 
 #[test]
 fn failures_are_remembered_for_growing_times_up_to_a_limit() {
     let until = |failure, failures| {
         let now = start();
-        match (State::Fetching { after: None, failures }).step(Event::Refused(failure), now, 1.0).0 {
+        match (fetching(failures)).step(Event::Refused(failure), now, 1.0).0 {
             State::Failed { until, .. } => until - now.monotonic,
             other => panic!("{other:?}"),
         }
@@ -125,5 +128,57 @@ fn a_caller_of_expired_credentials_causes_a_fetch() {
     let now = start();
     let (state, _) = fresh(now, 24, 0.0);
     let (state, step) = state.step(Event::Wanted, after(now, 24.0), 0.0);
-    assert!(matches!((&state, step), (State::Fetching { .. }, Step::Fetch)));
+    assert!(matches!((&state, step), (State::Fetching { .. }, Step::Fetch(Priority::Asked))));
+}
+
+#[test]
+fn what_was_foreseen_becomes_urgent_when_it_is_asked_for() {
+    let now = start();
+    let (state, step) = State::Empty.step(Event::Foreseen, now, 0.0);
+    assert_eq!(step, Step::Fetch(Priority::Prefetch));
+    let (state, step) = state.step(Event::Wanted, now, 0.0);
+    assert_eq!(step, Step::Fetch(Priority::Asked));
+    assert!(matches!(
+        state.step(Event::Foreseen, now, 0.0),
+        (State::Fetching { priority: Priority::Asked, .. }, Step::Rest)
+    ));
+}
+
+#[test]
+fn a_passing_failure_is_tried_again_by_itself_and_sooner_if_somebody_asks() {
+    for failure in [Failure::Transient, Failure::Throttled] {
+        let now = start();
+        let (state, _) = State::Empty.step(Event::Foreseen, now, 0.0);
+        let (state, step) = state.step(Event::Refused(failure), now, 1.0);
+        assert_eq!(step, Step::Wake(now.monotonic + Duration::from_secs(1)));
+        let (_, step) = state.clone().step(Event::Due { idle: false }, after(now, 1.0), 0.0);
+        assert_eq!(step, Step::Fetch(Priority::Prefetch));
+        let (asked, step) = state.step(Event::Wanted, now, 0.0);
+        let Step::Wake(sooner) = step else { panic!("{step:?}") };
+        assert!(sooner <= now.monotonic + Duration::from_millis(500), "{failure:?}");
+        let (_, step) = asked.step(Event::Due { idle: false }, after(now, 1.0), 0.0);
+        assert_eq!(step, Step::Fetch(Priority::Asked));
+    }
+}
+
+#[test]
+fn who_asks_while_a_permanent_failure_is_tried_again_does_not_make_it_urgent() {
+    let now = start();
+    let (state, _) = fetching(0).step(Event::Refused(Failure::Permanent), now, 1.0);
+    let (state, _) = state.step(Event::Wanted, now, 0.0);
+    let (state, step) = state.step(Event::Due { idle: false }, after(now, 1.0), 0.0);
+    assert_eq!(step, Step::Fetch(Priority::Expired));
+    assert_eq!(state.step(Event::Wanted, after(now, 1.0), 0.0).1, Step::Rest);
+}
+
+#[test]
+fn a_wall_clock_that_is_set_forward_makes_a_renewal_due_and_one_set_back_keeps_nothing_alive() {
+    let now = start();
+    let (state, _) = fresh(now, 3600, 0.0);
+    let forward = Now { wall: now.wall + Duration::from_secs(2000), ..now };
+    assert_eq!(state.clone().step(Event::Due { idle: false }, forward, 0.0).1, Step::Fetch(Priority::Renewal));
+    let forward = Now { wall: now.wall + Duration::from_secs(3600), ..now };
+    assert_eq!(state.clone().step(Event::Due { idle: false }, forward, 0.0).1, Step::Fetch(Priority::Expired));
+    let back = Now { wall: now.wall - Duration::from_secs(9999), ..after(now, 3600.0) };
+    assert_eq!(state.step(Event::Wanted, back, 0.0).1, Step::Fetch(Priority::Asked));
 }

@@ -12,9 +12,15 @@ fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
     ServiceAccount { uid: uid.into(), wish: Keys::new(EKS_PREFIX).read(&annotations.into_iter().collect()) }
 }
 
-fn directory() -> (Directory, mpsc::Receiver<PodUid>) {
-    let (sender, revoked) = mpsc::channel();
-    (Directory::new(Binding::WhereFound, NamespacePolicy::Off, move |uid| drop(sender.send(uid.clone()))).0, revoked)
+/// What the keeper of credentials was told: of each pod the roles that it is entitled to.
+type Told = mpsc::Receiver<(PodUid, Vec<String>)>;
+
+fn directory() -> (Directory, Told) {
+    let (sender, entitled) = mpsc::channel();
+    let told = move |uid: &PodUid, grants: &[Arc<Grant>]| {
+        drop(sender.send((uid.clone(), grants.iter().map(|grant| grant.role().to_string()).collect())));
+    };
+    (Directory::new(Binding::WhereFound, NamespacePolicy::Off, told).0, entitled)
 }
 
 fn role(directory: &Directory) -> Option<Role> {
@@ -50,37 +56,55 @@ fn a_pod_is_identified_once_its_service_account_is_known_whichever_comes_first()
 
 #[test]
 fn a_changed_role_is_in_force_at_once_and_the_old_one_is_revoked() {
-    let (directory, revoked) = directory();
+    let (directory, entitled) = directory();
     let namespace = Namespace::from("team-a");
+    let told = |roles: &[&str]| Ok(("1".into(), roles.iter().map(|role| (*role).to_owned()).collect()));
     directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
     directory.reset_pods(vec![Pod::sample("1", &[A])]);
+    assert_eq!(entitled.try_recv(), told(&[ROLE]));
     let Some(Role::Granted(old)) = role(&directory) else { panic!() };
     assert!(directory.entitled(&old));
 
     directory.apply_account(&namespace, "web".into(), account("sa", Some(OTHER_ROLE)));
     assert_eq!(arn(&directory).as_deref(), Some(OTHER_ROLE));
-    assert_eq!(revoked.try_recv(), Ok("1".into()));
+    assert_eq!(entitled.try_recv(), told(&[OTHER_ROLE]));
     assert!(!directory.entitled(&old));
 
     directory.apply_account(&namespace, "web".into(), account("recreated", Some(OTHER_ROLE)));
-    assert_eq!(revoked.try_recv(), Ok("1".into()), "another service account of the same name");
+    assert_eq!(entitled.try_recv(), told(&[OTHER_ROLE]), "another service account of the same name");
 
     directory.delete_account(&namespace, &"web".into(), &"sa".into());
     assert_eq!(arn(&directory).as_deref(), Some(OTHER_ROLE), "a late delete of the first one");
+    assert_eq!(entitled.try_recv(), Err(mpsc::TryRecvError::Empty));
     directory.delete_account(&namespace, &"web".into(), &"recreated".into());
     assert_eq!(role(&directory), None, "a pod without its service account is not served");
+    assert_eq!(entitled.try_recv(), told(&[]));
 }
 
 #[test]
-fn a_change_of_the_pods_status_revokes_nothing() {
-    let (directory, revoked) = directory();
+fn a_pod_is_entitled_before_it_has_an_address_and_until_its_end_but_not_on_the_nodes_network() {
+    let (directory, entitled) = directory();
     directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
-    directory.apply_pod(Pod { running: false, ..Pod::sample("1", &[A]) });
+    directory.apply_pod(Pod { host_network: true, ..Pod::sample("host", &[A]) });
+    directory.apply_pod(Pod { running: false, ..Pod::sample("1", &[]) });
+    assert_eq!(entitled.try_recv(), Ok(("1".into(), vec![ROLE.to_owned()])));
     directory.apply_pod(Pod::sample("1", &[A]));
+    let Some(Role::Granted(grant)) = role(&directory) else { panic!() };
     directory.apply_pod(Pod { terminating: true, ..Pod::sample("1", &[A]) });
-    assert_eq!(revoked.try_recv(), Err(mpsc::TryRecvError::Empty));
+    let Some(Role::Granted(same)) = role(&directory) else { panic!() };
+    assert!(Arc::ptr_eq(&grant, &same), "nothing about it changed");
+    assert_eq!(entitled.try_recv(), Err(mpsc::TryRecvError::Empty));
+
+    directory.apply_pod(Pod { finished: true, ..Pod::sample("1", &[A]) });
+    assert_eq!(entitled.try_recv(), Ok(("1".into(), vec![])));
+    assert!(!directory.entitled(&grant));
     directory.delete_pod(&"1".into());
-    assert_eq!(revoked.try_recv(), Ok("1".into()));
+    assert_eq!(entitled.try_recv(), Err(mpsc::TryRecvError::Empty), "it was told already");
+
+    directory.apply_pod(Pod::sample("2", &[]));
+    assert_eq!(entitled.try_recv(), Ok(("2".into(), vec![ROLE.to_owned()])));
+    directory.reset_pods(vec![]);
+    assert_eq!(entitled.try_recv(), Ok(("2".into(), vec![])));
 }
 
 #[test]
@@ -111,7 +135,7 @@ fn the_namespaces_to_watch_are_those_with_a_pod_that_may_ask() {
 
 #[tokio::test]
 async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed() {
-    let (directory, mut lookups) = Directory::new(Binding::WhereFound, NamespacePolicy::Off, |_| {});
+    let (directory, mut lookups) = Directory::new(Binding::WhereFound, NamespacePolicy::Off, |_, _| {});
     let directory = Arc::new(directory);
     let soon = || Instant::now() + Duration::from_millis(30);
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "pods have not been read");
@@ -153,7 +177,7 @@ fn a_look_up_does_not_bring_back_a_pod_that_ended_meanwhile() {
 
 #[test]
 fn a_namespace_limits_the_roles_of_its_pods_and_is_waited_for() {
-    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Required, |_| {});
+    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Required, |_, _| {});
     let namespace = Namespace::from("team-a");
     directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
     directory.reset_pods(vec![Pod::sample("1", &[A])]);

@@ -17,7 +17,7 @@ fn a_pod_is_found_by_each_of_its_addresses_until_it_is_gone() {
     assert_eq!((owner(&index, A), owner(&index, B)), (Some("1".into()), Some("1".into())));
 
     let changed = index.delete(&"1".into());
-    assert_eq!(changed, Changed { addresses: [A, B].into(), gone: ["1".into()].into(), suspended: vec![] });
+    assert_eq!(changed, Changed { addresses: [A, B].into(), pods: ["1".into()].into(), suspended: vec![] });
     assert_eq!(index.claim(A), Claim::Nobody);
 }
 
@@ -64,7 +64,7 @@ fn pods_that_finished_or_use_the_hosts_network_have_no_address() {
 
     index.apply(Pod::sample("2", &[B]));
     let changed = index.apply(Pod { finished: true, ..Pod::sample("2", &[B]) });
-    assert_eq!(changed, Changed { addresses: [B].into(), gone: ["2".into()].into(), suspended: vec![] });
+    assert_eq!(changed, Changed { addresses: [B].into(), pods: ["2".into()].into(), suspended: vec![] });
     assert_eq!(index.claim(B), Claim::Nobody);
 }
 
@@ -81,7 +81,7 @@ fn a_relist_forgets_what_is_not_in_it() {
     let mut index = PodIndex::default();
     index.apply(Pod::sample("1", &[A]));
     let changed = index.reset(vec![Pod::sample("2", &[A, B])]);
-    assert_eq!(changed, Changed { addresses: [A, B].into(), gone: ["1".into()].into(), suspended: vec![] });
+    assert_eq!(changed, Changed { addresses: [A, B].into(), pods: ["1".into(), "2".into()].into(), suspended: vec![] });
     assert_eq!((owner(&index, A), owner(&index, B)), (Some("2".into()), Some("2".into())));
 }
 
