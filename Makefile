@@ -3,7 +3,7 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients test-apiserver test-index-long lint fmt deny bench ci
+.PHONY: help sandbox test test-clients test-apiserver test-histories lint fmt deny bench ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ test-apiserver: ## Run the tests on a real API server, which is built once (root
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }
 	cargo test --locked --test apiserver --test contract -- --ignored
 
-test-index-long: ## Try the pod index under ten million random histories (minutes)
+test-histories: ## Try index and schedule under ten million random histories each (an hour)
 	cargo test --locked --lib ten_million_histories -- --ignored
 
 lint: ## Check format and lints

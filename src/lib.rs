@@ -12,6 +12,8 @@ pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod drain;
+#[cfg(test)]
+mod histories;
 pub mod identity;
 pub mod imds;
 pub mod intercept;

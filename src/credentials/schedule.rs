@@ -198,8 +198,7 @@ impl Schedule {
 fn urgent(state: &State, now: Now) -> Instant {
     match state {
         State::Renewing { document, .. } => {
-            let expires = document.expires().monotonic;
-            expires.checked_sub(document.life() / 4).unwrap_or(expires)
+            now.monotonic + document.expires().left(now).saturating_sub(document.life() / 4)
         }
         _ => now.monotonic,
     }
@@ -246,3 +245,8 @@ impl Budget {
         self.at = now.monotonic;
     }
 }
+
+#[cfg(test)]
+mod histories;
+#[cfg(test)]
+mod simulation;

@@ -151,9 +151,10 @@ impl State {
 
             (Self::Fresh { due, .. }, Event::Due { idle: true }) if due.passed(now) => (Self::Gone, Step::Rest),
             (Self::Fresh { document, due, failures }, Event::Due { idle: false }) if due.passed(now) => {
-                let priority = if document.expires().passed(now) { Priority::Expired } else { Priority::Renewal };
-                (Self::Renewing { document, failures }, Step::Fetch(priority))
+                renew(document, failures, now)
             }
+            // A clock was stepped: if it still waits for its turn, that may have become more urgent.
+            (Self::Renewing { document, failures }, Event::Due { .. }) => renew(document, failures, now),
             (Self::Failed { failure, again: Some((at, priority)), failures, .. }, Event::Due { .. })
                 if at <= now.monotonic =>
             {
@@ -189,6 +190,11 @@ impl State {
 
 fn fetch(priority: Priority, after: Option<Failure>, failures: u32) -> (State, Step) {
     (State::Fetching { priority, after, failures }, Step::Fetch(priority))
+}
+
+fn renew(document: Arc<Document>, failures: u32, now: Now) -> (State, Step) {
+    let priority = if document.expires().passed(now) { Priority::Expired } else { Priority::Renewal };
+    (State::Renewing { document, failures }, Step::Fetch(priority))
 }
 
 fn refused(failure: Failure, priority: Priority, failures: u32, now: Now, chance: f64) -> (State, Step) {

@@ -3,11 +3,12 @@
 //! In the first kind there is a real world: pods with networks, a kubelet, an API server that tells late, again or
 //! from long ago, a kernel that tells at once or loses news. Whatever the index is told, it must name the pod
 //! whose link leads to the address, or none. In the second kind anything at all is told, and a plain model
-//! says what the answer is. A failure names its seed; `KUBE2IRSA_SEED` repeats it alone.
+//! says what the answer is.
 
 use std::collections::{HashMap, HashSet};
 
 use super::*;
+use crate::histories::all;
 
 const ADDRESSES: [IpAddr; 3] = [address(1), address(2), address(3)];
 /// Of each kind.
@@ -18,27 +19,6 @@ const LONG_ENOUGH: u64 = 3;
 
 const fn address(last: u8) -> IpAddr {
     IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, last))
-}
-
-fn all(cases: u64, case: impl Fn(&mut fastrand::Rng) + Sync) {
-    if let Ok(seed) = std::env::var("KUBE2IRSA_SEED") {
-        return case(&mut fastrand::Rng::with_seed(seed.parse().unwrap()));
-    }
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let case = &case;
-            scope.spawn(move || {
-                for seed in (thread..cases).step_by(usize::try_from(threads).unwrap()) {
-                    let run = std::panic::AssertUnwindSafe(|| case(&mut fastrand::Rng::with_seed(seed)));
-                    if let Err(panic) = std::panic::catch_unwind(run) {
-                        eprintln!("KUBE2IRSA_SEED={seed}");
-                        std::panic::resume_unwind(panic);
-                    }
-                }
-            });
-        }
-    });
 }
 
 #[test]
@@ -52,7 +32,7 @@ fn whatever_is_told_the_answer_is_that_of_a_plain_model() {
 }
 
 #[test]
-#[ignore = "takes minutes: make test-index-long"]
+#[ignore = "takes minutes: make test-histories"]
 fn ten_million_histories() {
     all(CASES_AT_LENGTH, World::live);
     all(CASES_AT_LENGTH, Model::live);
