@@ -14,9 +14,10 @@ use crate::clock::{Deadline, Now};
 
 /// Pauses after failures double from the first to the longest, here while somebody asks.
 const TRANSIENT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
-const THROTTLED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4));
 const PERMANENT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// The same while nobody asks. What is permanent is not tried again then.
+/// Whether or not somebody asks: of all slots together, the budget takes care.
+const THROTTLED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4));
+/// While nobody asks. What is permanent is not tried again then.
 const UNASKED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// After a failed renewal nobody waits yet; a twentieth of the life is the limit for short ones.
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -198,13 +199,13 @@ fn renew(document: Arc<Document>, failures: u32, now: Now) -> (State, Step) {
 }
 
 fn refused(failure: Failure, priority: Priority, failures: u32, now: Now, chance: f64) -> (State, Step) {
-    let asked = match failure {
-        Failure::Transient => TRANSIENT,
-        Failure::Throttled => THROTTLED,
-        Failure::Permanent => PERMANENT,
+    let (asked, unasked) = match failure {
+        Failure::Transient => (TRANSIENT, Some(UNASKED)),
+        Failure::Throttled => (THROTTLED, Some(THROTTLED)),
+        Failure::Permanent => (PERMANENT, None),
     };
-    let until = now.monotonic + pause(asked, failures, chance);
-    let again = (failure != Failure::Permanent).then(|| now.monotonic + pause(UNASKED, failures, chance));
+    let after = |limits| now.monotonic + pause(limits, failures, chance);
+    let (until, again) = (after(asked), unasked.map(after));
     let step = again.map_or(Step::Rest, Step::Wake);
     let again = again.map(|at| (at, priority));
     (State::Failed { failure, until, again, failures: failures.saturating_add(1) }, step)

@@ -25,6 +25,8 @@ pub struct NewPod {
     pub labels: Vec<(String, String)>,
     /// Annotations.
     pub annotations: Vec<(String, String)>,
+    /// The audience of a token that a volume brings it.
+    pub token_audience: Option<String>,
 }
 
 /// What kubelet says of a pod.
@@ -79,6 +81,7 @@ impl NewPod {
             host_network: false,
             labels: Vec::new(),
             annotations: Vec::new(),
+            token_audience: None,
         }
     }
 
@@ -117,6 +120,13 @@ impl NewPod {
         self
     }
 
+    /// With a volume that brings it a token of this audience, as the EKS webhook adds one.
+    #[must_use]
+    pub fn token(mut self, audience: &str) -> Self {
+        self.token_audience = Some(audience.to_owned());
+        self
+    }
+
     pub(super) fn object(&self) -> Value {
         let pairs = |pairs: &[(String, String)]| {
             pairs.iter().map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>()
@@ -147,6 +157,12 @@ impl NewPod {
         }
         if self.host_network {
             spec["hostNetwork"] = true.into();
+        }
+        if let Some(audience) = &self.token_audience {
+            let token = json!({ "audience": audience, "expirationSeconds": 86400, "path": "token" });
+            let sources = json!([{ "serviceAccountToken": token }]);
+            spec["volumes"] =
+                json!([{ "name": "aws-iam-token", "projected": { "sources": sources, "defaultMode": 420 } }]);
         }
         let mut metadata = metadata(&key, &pairs(&self.labels), &pairs(&self.annotations));
         metadata["generation"] = 1.into();

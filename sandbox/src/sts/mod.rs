@@ -23,7 +23,7 @@ use std::{
     collections::HashMap,
     fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -74,6 +74,8 @@ pub struct Call {
     pub session_name: Option<String>,
     /// `Success`, or AWS's error code; of a connection that was cut: `Cut`.
     pub outcome: &'static str,
+    /// When it was answered.
+    pub at: Instant,
 }
 
 /// A Security Token Service with IAM's roles and OIDC providers. Clones are the same service.
@@ -281,6 +283,7 @@ impl Inner {
             role: get("RoleArn"),
             session_name: get("RoleSessionName"),
             outcome,
+            at: Instant::now(),
         };
         tracing::debug!(action = call.action, role = call.role, session = call.session_name, outcome, "sts");
         let mut calls = locked(&self.calls);
