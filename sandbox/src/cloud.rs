@@ -34,7 +34,13 @@ pub const INSTANCE_ID: &str = "i-0123456789abcdef0";
 pub const KUBERNETES_PORT: u16 = 6443;
 
 /// The names by which unmodified clients know STS.
-pub const STS_NAMES: [&str; 2] = ["sts.eu-central-1.amazonaws.com", "sts.amazonaws.com"];
+pub const STS_NAMES: [&str; 5] = [
+    "sts.eu-central-1.amazonaws.com",
+    "sts.amazonaws.com",
+    "sts-fips.us-east-2.amazonaws.com",
+    "sts.cn-north-1.amazonaws.com.cn",
+    "sts.us-gov-west-1.amazonaws.com",
+];
 
 /// The cloud could not be made.
 #[derive(Debug, thiserror::Error)]

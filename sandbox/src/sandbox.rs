@@ -21,7 +21,7 @@ use crate::{
         STS_ADDRESS,
     },
     packages::{self, PackageError},
-    sts::IamError,
+    sts::{IamError, Role},
 };
 
 /// The node's name.
@@ -201,12 +201,29 @@ impl Sandbox {
     /// The trust policy that the documentation of IRSA gives.
     #[must_use]
     pub fn trust_policy(&self, subject: &str) -> Value {
+        self.trust_policy_in("aws", ACCOUNT, subject)
+    }
+
+    /// A role of any account and partition that trusts a service account of the cluster, to be put into IAM. Its
+    /// account gets to know the cluster's issuer.
+    ///
+    /// # Errors
+    /// When IAM refuses the issuer.
+    pub fn role(&self, arn: &str, namespace: &str, service_account: &str) -> Result<Role, SandboxError> {
+        let mut parts = arn.split(':').skip(1).step_by(3);
+        let (partition, account) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        self.cloud.sts.put_oidc_provider(account, self.cloud.issuer.url(), &[AUDIENCE])?;
+        let subject = format!("system:serviceaccount:{namespace}:{service_account}");
+        Ok(Role::new(arn, self.trust_policy_in(partition, account, &subject)))
+    }
+
+    fn trust_policy_in(&self, partition: &str, account: &str, subject: &str) -> Value {
         let issuer = self.cloud.issuer.url().trim_start_matches("https://");
         json!({
             "Version": "2012-10-17",
             "Statement": [{
                 "Effect": "Allow",
-                "Principal": {"Federated": format!("arn:aws:iam::{ACCOUNT}:oidc-provider/{issuer}")},
+                "Principal": {"Federated": format!("arn:{partition}:iam::{account}:oidc-provider/{issuer}")},
                 "Action": "sts:AssumeRoleWithWebIdentity",
                 "Condition": {"StringEquals": {
                     format!("{issuer}:sub"): subject,

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::Value;
 
-use super::{policy::TrustPolicy, random};
+use super::{
+    policy::{Permissions, TrustPolicy},
+    random,
+};
 
 /// The session life that a role allows unless it says more.
 const DEFAULT_MAX_SESSION: Duration = Duration::from_secs(3600);
@@ -21,10 +24,10 @@ const INSTANCE_LIFE: Duration = Duration::from_secs(6 * 3600);
 /// What IAM refuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IamError {
-    /// The trust policy is not one, or uses what this sandbox does not know.
+    /// The policy is not one, or uses what this sandbox does not know.
     #[error("MalformedPolicyDocument: {0}")]
     MalformedPolicyDocument(String),
-    /// The trust policy is too long.
+    /// The policy is too long.
     #[error("LimitExceeded: {0}")]
     LimitExceeded(String),
     /// An ARN, a URL or a duration is not acceptable.
@@ -39,15 +42,17 @@ pub struct Role {
     pub arn: String,
     /// The trust policy document.
     pub trust_policy: Value,
+    /// The permissions policy document, as far as roles are concerned that its sessions may assume.
+    pub permissions: Option<Value>,
     /// The longest session that may be asked for: an hour to twelve.
     pub max_session_duration: Duration,
 }
 
 impl Role {
-    /// A role with this trust policy, and sessions of an hour at most, as IAM makes them by default.
+    /// A role with this trust policy, no permissions, and sessions of an hour at most, as IAM makes them by default.
     #[must_use]
     pub fn new(arn: &str, trust_policy: Value) -> Self {
-        Self { arn: arn.to_owned(), trust_policy, max_session_duration: DEFAULT_MAX_SESSION }
+        Self { arn: arn.to_owned(), trust_policy, permissions: None, max_session_duration: DEFAULT_MAX_SESSION }
     }
 }
 
@@ -100,13 +105,17 @@ impl RoleArn {
         let name = path.rsplit('/').next()?;
         let name_is_good = (1..=64).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b));
-        let account_is_good = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
-        (matches!(partition, "aws" | "aws-cn" | "aws-us-gov") && account_is_good && name_is_good).then(|| Self {
+        (matches!(partition, "aws" | "aws-cn" | "aws-us-gov") && is_account(account) && name_is_good).then(|| Self {
             partition: partition.to_owned(),
             account: account.to_owned(),
             name: name.to_owned(),
             text: text.to_owned(),
         })
+    }
+
+    /// As text.
+    pub(super) fn as_str(&self) -> &str {
+        &self.text
     }
 
     /// The ARN of a session of this role; the role's path is not in it.
@@ -126,10 +135,16 @@ impl RoleArn {
     }
 }
 
+/// Whether it is an account's number.
+pub(super) fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())
+}
+
 /// A role that IAM accepted.
 #[derive(Debug)]
 pub(super) struct KnownRole {
     pub(super) trust: TrustPolicy,
+    pub(super) permissions: Permissions,
     pub(super) max_session: Duration,
 }
 
@@ -139,8 +154,20 @@ pub(super) struct Session {
     pub(super) token: String,
     pub(super) arn: String,
     pub(super) user_id: String,
-    pub(super) account: String,
+    pub(super) role: RoleArn,
     pub(super) expires: SystemTime,
+    pub(super) tags: Vec<Tag>,
+    /// EC2 opened it: a role that it assumes is not assumed by chaining.
+    pub(super) of_instance: bool,
+}
+
+/// A session's tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tag {
+    pub(super) key: String,
+    pub(super) value: String,
+    /// Sessions that are opened with this one's keys inherit it.
+    pub(super) transitive: bool,
 }
 
 /// All accounts.
@@ -183,7 +210,12 @@ impl Accounts {
             return Err(IamError::Validation("a role's maximum session duration is 3600 to 43200 s".to_owned()));
         }
         let trust = TrustPolicy::parse(&role.trust_policy)?;
-        let known = KnownRole { trust, max_session: role.max_session_duration };
+        if let Some(unknown) = trust.roles().find(|arn| *arn != role.arn && !self.roles.contains_key(*arn)) {
+            let message = format!("Invalid principal in policy: \"AWS\":\"{unknown}\"");
+            return Err(IamError::MalformedPolicyDocument(message));
+        }
+        let permissions = role.permissions.as_ref().map(Permissions::parse).transpose()?.unwrap_or_default();
+        let known = KnownRole { trust, permissions, max_session: role.max_session_duration };
         self.roles.insert(role.arn.clone(), Arc::new(known));
         Ok(())
     }
@@ -199,15 +231,34 @@ impl Accounts {
     }
 
     /// Opens a session and gives its key's id.
-    pub(super) fn open(&mut self, role: &RoleArn, name: &str, expires: SystemTime) -> (String, Arc<Session>) {
+    pub(super) fn open(
+        &mut self,
+        role: &RoleArn,
+        name: &str,
+        tags: Vec<Tag>,
+        expires: SystemTime,
+    ) -> (String, Arc<Session>) {
+        self.open_session(role, name, tags, expires, false)
+    }
+
+    fn open_session(
+        &mut self,
+        role: &RoleArn,
+        name: &str,
+        tags: Vec<Tag>,
+        expires: SystemTime,
+        of_instance: bool,
+    ) -> (String, Arc<Session>) {
         let id = random::access_key_id();
         let session = Arc::new(Session {
             secret: random::secret_access_key(),
             token: random::session_token(),
             arn: role.session(name),
             user_id: format!("{}:{name}", role.unique_id()),
-            account: role.account.clone(),
+            role: role.clone(),
             expires,
+            tags,
+            of_instance,
         });
         self.sessions.insert(id.clone(), Arc::clone(&session));
         (id, session)
@@ -239,7 +290,7 @@ impl Accounts {
             text: role_arn.to_owned(),
         });
         let expiration = now + INSTANCE_LIFE;
-        let (access_key_id, session) = self.open(&role, instance_id, expiration);
+        let (access_key_id, session) = self.open_session(&role, instance_id, Vec::new(), expiration, true);
         let credentials = InstanceCredentials {
             access_key_id,
             secret_access_key: session.secret.clone(),

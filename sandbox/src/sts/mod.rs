@@ -1,15 +1,16 @@
 //! The Security Token Service, as strict as the real one.
 //!
 //! It verifies what AWS verifies and answers in AWS's words: `AssumeRoleWithWebIdentity` against the
-//! issuer's own documents and the role's trust policy, `GetCallerIdentity` against the signature of a
-//! key that it handed out. Roles and OIDC providers are put in from outside, as with IAM. Other
-//! operations are denied to everybody.
+//! issuer's own documents and the role's trust policy; `AssumeRole` and `GetCallerIdentity` against the signature of a
+//! key that it handed out, the former also against the policies of both roles. Roles and OIDC providers are put in from
+//! outside, as with IAM. Other operations are denied to everybody.
 //!
-//! What the real one does and this one does not: session policies and tags (refused), and a limit of
-//! rate of its own (see [`Faults`]). An issuer's URL may hold a port, which IAM would not accept.
+//! What the real one does and this one does not: session policies, and tags in a token (refused); the limit of their
+//! packed size; a limit of rate of its own (see [`Faults`]). An issuer's URL may hold a port, which IAM would not accept.
 
 mod account;
 mod answers;
+mod assume_role;
 mod faults;
 mod issuers;
 mod policy;
@@ -40,7 +41,7 @@ pub use faults::{Fault, Faults, Which};
 pub(crate) use answers::{http_date, timestamp};
 pub(crate) use random::{opaque_token, unique_id};
 
-use account::{Accounts, Session};
+use account::{Accounts, RoleArn, Session};
 use answers::{Answer, Element, Refusal};
 use issuers::Issuers;
 use query::Parameters;
@@ -53,8 +54,7 @@ const VERSION: &str = "2011-06-15";
 /// The largest body that the query protocol takes.
 const LARGEST_BODY: usize = 10_000_000;
 /// What STS can do besides; here nobody may.
-const DENIED: [&str; 7] = [
-    "AssumeRole",
+const DENIED: [&str; 6] = [
     "AssumeRoot",
     "DecodeAuthorizationMessage",
     "GetAccessKeyInfo",
@@ -240,17 +240,28 @@ impl Inner {
         let Some(action) = parameters.get("Action") else {
             return Answer::Elsewhere { query: parts.uri.query().map(str::to_owned) };
         };
+        if let Some(role) = parameters.get("RoleArn").and_then(RoleArn::parse)
+            && sigv4::partition(parts).is_some_and(|partition| partition != role.partition)
+        {
+            return Answer::Refused(Refusal::bad("ValidationError", "Request ARN is invalid"));
+        }
         let version = parameters.get("Version");
         let (action, result) = match action {
             "AssumeRoleWithWebIdentity" if version == Some(VERSION) => {
                 ("AssumeRoleWithWebIdentity", web_identity::assume_role(self, parameters).await)
             }
+            "AssumeRole" if version == Some(VERSION) => {
+                let caller = self.caller(parts, body);
+                ("AssumeRole", caller.and_then(|caller| assume_role::assume_role(self, &caller, parameters)))
+            }
             "GetCallerIdentity" if version == Some(VERSION) => {
                 ("GetCallerIdentity", self.caller(parts, body).map(|caller| identity(&caller)))
             }
-            action if version == Some(VERSION) && DENIED.contains(&action) => {
-                ("", self.caller(parts, body).and_then(|caller| Err(denied(&caller, action, parameters))))
-            }
+            action if version == Some(VERSION) && DENIED.contains(&action) => (
+                "",
+                self.caller(parts, body)
+                    .and_then(|caller| Err(denied(&caller, &format!("sts:{action}"), parameters.get("RoleArn")))),
+            ),
             action => ("", Err(Refusal::invalid_action(action, version))),
         };
         match result {
@@ -298,14 +309,33 @@ fn identity(caller: &Session) -> Element {
         vec![
             Element::text("Arn", &caller.arn),
             Element::text("UserId", &caller.user_id),
-            Element::text("Account", &caller.account),
+            Element::text("Account", &caller.role.account),
         ],
     )
 }
 
-fn denied(caller: &Session, action: &str, parameters: &Parameters) -> Refusal {
-    let on = parameters.get("RoleArn").map(|role| format!(" on resource: {role}")).unwrap_or_default();
-    let message = format!("User: {} is not authorized to perform: sts:{action}{on}", caller.arn);
+/// A session that was opened: whose it is, and its keys.
+fn opened(access_key_id: String, session: &Session) -> [Element; 2] {
+    [
+        Element::Parent(
+            "AssumedRoleUser",
+            vec![Element::text("AssumedRoleId", &session.user_id), Element::text("Arn", &session.arn)],
+        ),
+        Element::Parent(
+            "Credentials",
+            vec![
+                Element::text("AccessKeyId", access_key_id),
+                Element::text("SecretAccessKey", &session.secret),
+                Element::text("SessionToken", &session.token),
+                Element::text("Expiration", timestamp(session.expires)),
+            ],
+        ),
+    ]
+}
+
+fn denied(caller: &Session, action: &str, role: Option<&str>) -> Refusal {
+    let on = role.map(|role| format!(" on resource: {role}")).unwrap_or_default();
+    let message = format!("User: {} is not authorized to perform: {action}{on}", caller.arn);
     Refusal::forbidden("AccessDenied", message)
 }
 

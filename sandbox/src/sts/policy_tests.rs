@@ -21,6 +21,12 @@ fn allows(document: &Value, sub: &str) -> bool {
     TrustPolicy::parse(document).unwrap().allows(ACTION, PROVIDER, &context(sub, &["sts.amazonaws.com"]))
 }
 
+impl TrustPolicy {
+    fn allows(&self, action: &str, provider: &str, context: &Context) -> bool {
+        self.verdict(action, Caller::WebIdentity(provider), context) == Verdict::Allows
+    }
+}
+
 #[test]
 fn a_glob_is_case_sensitive_and_matches_the_whole_text() {
     for (pattern, text, matches) in [
@@ -166,4 +172,68 @@ fn what_is_not_understood_is_refused_and_not_ignored() {
     }
     let long = policy(json!({ "StringEquals": { "oidc.example/id/1:sub": "a".repeat(2048) } }));
     assert!(matches!(TrustPolicy::parse(&long), Err(IamError::LimitExceeded(_))));
+}
+
+fn of_session(document: &Value) -> Verdict {
+    let role = RoleArn::parse("arn:aws:iam::111122223333:role/team/web").unwrap();
+    let caller = Caller::Session(&role, "arn:aws:sts::111122223333:assumed-role/web/s1");
+    TrustPolicy::parse(document).unwrap().verdict("sts:AssumeRole", caller, &Context::default())
+}
+
+fn trusts(effect: &str, principal: &Value) -> Value {
+    json!({ "Effect": effect, "Principal": principal, "Action": "sts:AssumeRole" })
+}
+
+#[test]
+fn a_session_is_named_by_its_role_itself_or_its_account() {
+    for (principal, verdict) in [
+        (json!({ "AWS": "arn:aws:iam::111122223333:role/team/web" }), Verdict::Allows),
+        (json!({ "AWS": "arn:aws:sts::111122223333:assumed-role/web/s1" }), Verdict::Allows),
+        (json!({ "AWS": "*" }), Verdict::Allows),
+        (json!("*"), Verdict::Allows),
+        (json!({ "AWS": "arn:aws:iam::111122223333:root" }), Verdict::Delegates),
+        (json!({ "AWS": ["999999999999", "111122223333"] }), Verdict::Delegates),
+        (json!({ "AWS": "arn:aws:iam::111122223333:role/web" }), Verdict::Silent),
+        (json!({ "AWS": "arn:aws:sts::111122223333:assumed-role/web/s2" }), Verdict::Silent),
+        (json!({ "AWS": "arn:aws:iam::999999999999:root" }), Verdict::Silent),
+        (json!({ "Federated": PROVIDER }), Verdict::Silent),
+    ] {
+        let document = json!({ "Version": "2012-10-17", "Statement": trusts("Allow", &principal) });
+        assert_eq!(of_session(&document), verdict, "{principal}");
+        let everyone = trusts("Allow", &json!("*"));
+        let document = json!({ "Version": "2012-10-17", "Statement": [everyone, trusts("Deny", &principal)] });
+        let denied = if verdict == Verdict::Silent { Verdict::Allows } else { Verdict::Denies };
+        assert_eq!(of_session(&document), denied, "{principal}");
+    }
+}
+
+#[test]
+fn an_aws_principal_that_is_none_is_refused() {
+    for name in
+        ["", "web", "12345", "arn:aws:iam::1111:root", "arn:aws:iam::111122223333:user/a", "arn:aws:iam::*:root"]
+    {
+        let document = json!({ "Version": "2012-10-17", "Statement": trusts("Allow", &json!({ "AWS": name })) });
+        let error = TrustPolicy::parse(&document).unwrap_err();
+        assert_eq!(error, malformed(format!("Invalid principal in policy: \"AWS\":\"{name}\"")));
+    }
+}
+
+#[test]
+fn permissions_are_for_resources_and_say_nothing_of_others() {
+    let policy = |statement: Value| json!({ "Version": "2012-10-17", "Statement": statement });
+    let allow = json!({ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "arn:aws:iam::*:role/team-*" });
+    let deny = json!({ "Effect": "Deny", "Action": "sts:*", "Resource": ["arn:aws:iam::999999999999:role/*"] });
+    let both = Permissions::parse(&policy(json!([allow, deny]))).unwrap();
+    let verdict = |action, arn| both.verdict(action, arn, &Context::default());
+    assert_eq!(verdict("sts:AssumeRole", "arn:aws:iam::444455556666:role/team-b"), Verdict::Allows);
+    assert_eq!(verdict("sts:AssumeRole", "arn:aws:iam::999999999999:role/team-b"), Verdict::Denies);
+    assert_eq!(verdict("sts:AssumeRole", "arn:aws:iam::444455556666:role/other"), Verdict::Silent);
+    assert_eq!(verdict("sts:TagSession", "arn:aws:iam::444455556666:role/team-b"), Verdict::Silent);
+    for statement in [
+        json!({ "Effect": "Allow", "Action": "sts:AssumeRole" }),
+        json!({ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*", "Principal": "*" }),
+        json!({ "Effect": "Allow", "Action": "sts:AssumeRole", "NotResource": "*" }),
+    ] {
+        assert!(Permissions::parse(&policy(statement.clone())).is_err(), "{statement}");
+    }
 }

@@ -30,6 +30,12 @@ impl Parameters {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// The members of a list of structures, or of texts where a member's field is empty: `Name.member.1.Field`.
+    pub(super) fn members<'a>(&'a self, name: &str, field: &str) -> Vec<&'a str> {
+        let dot = if field.is_empty() { "" } else { "." };
+        (1..).map_while(|number| self.get(&format!("{name}.member.{number}{dot}{field}"))).collect()
+    }
+
     /// Whether a parameter whose name starts so was sent (lists and structures are `Name.member.1`).
     pub(super) fn has_member(&self, name: &str) -> bool {
         self.0.iter().any(|(key, _)| key == name || key.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
@@ -56,6 +62,27 @@ impl Constraints {
         let shown = format!("Value '{value}'");
         self.checked(name, value, &shown, (shortest, longest), pattern);
         value
+    }
+
+    /// The same for one that need not be there.
+    pub(super) fn optional<'a>(
+        &mut self,
+        name: &str,
+        value: Option<&'a str>,
+        lengths: (usize, usize),
+        pattern: Pattern,
+    ) -> Option<&'a str> {
+        value.map(|value| self.string(name, Some(value), lengths, Some(pattern)))
+    }
+
+    /// A list of so many members at most.
+    pub(super) fn at_most<T: std::fmt::Debug>(&mut self, name: &str, members: &[T], most: usize) {
+        if members.len() > most {
+            self.0.push(format!(
+                "Value '{members:?}' at '{name}' failed to satisfy constraint: Member must have length less than or \
+                 equal to {most}"
+            ));
+        }
     }
 
     /// The same for a secret: its value is not repeated.
@@ -160,6 +187,23 @@ pub(super) const SESSION_NAME: Pattern = Pattern {
     text: r"[\w+=,.@-]*",
     accepts: |value| value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b)),
 };
+
+/// `externalIdType` of the STS model.
+pub(super) const EXTERNAL_ID: Pattern = Pattern {
+    text: r"[\w+=,.@:\/-]*",
+    accepts: |value| value.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b)),
+};
+
+/// `tagKeyType` of the STS model.
+pub(super) const TAG_KEY: Pattern =
+    Pattern { text: r"[\p{L}\p{Z}\p{N}_.:/=+\-@]+", accepts: |value| !value.is_empty() && of_a_tag(value) };
+
+/// `tagValueType` of the STS model.
+pub(super) const TAG_VALUE: Pattern = Pattern { text: r"[\p{L}\p{Z}\p{N}_.:/=+\-@]*", accepts: of_a_tag };
+
+fn of_a_tag(value: &str) -> bool {
+    value.chars().all(|c| c.is_alphanumeric() || (c.is_whitespace() && !c.is_control()) || "_.:/=+-@".contains(c))
+}
 
 #[cfg(test)]
 mod tests {

@@ -282,10 +282,21 @@ fn host(headers: &HeaderMap, parts: &Parts) -> Option<String> {
 fn region_of(host: &str) -> Option<&str> {
     let name = host.split(':').next()?;
     let rest = name.strip_suffix(".amazonaws.com").or_else(|| name.strip_suffix(".amazonaws.com.cn"))?;
-    match rest.strip_prefix("sts")? {
+    let rest = rest.strip_prefix("sts-fips").or_else(|| rest.strip_prefix("sts"))?;
+    match rest {
         "" => Some("us-east-1"),
         region => region.strip_prefix('.'),
     }
+}
+
+/// The partition of the host that a request was sent to; an address or another name is of none.
+pub(super) fn partition(parts: &Parts) -> Option<&'static str> {
+    let host = host(&parts.headers, parts)?;
+    Some(match region_of(&host)? {
+        region if region.starts_with("cn-") => "aws-cn",
+        region if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    })
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {

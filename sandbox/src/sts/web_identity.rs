@@ -11,8 +11,9 @@ use std::time::Duration;
 use super::{
     Inner,
     account::RoleArn,
-    answers::{Element, Refusal, timestamp},
-    policy::Context,
+    answers::{Element, Refusal},
+    opened,
+    policy::{Caller, Context, TrustPolicy, Verdict},
     query::{ARN, Constraints, Parameters, SESSION_NAME},
     token::Token,
 };
@@ -48,7 +49,9 @@ pub(super) async fn assume_role(sts: &Inner, parameters: &Parameters) -> Result<
     let context = Context::default()
         .with(&format!("{name}:sub"), [token.subject.clone()])
         .with(&format!("{name}:aud"), token.audiences.iter().cloned());
-    let role = sts.accounts().role(ask.role_arn).filter(|role| role.trust.allows(ACTION, &provider, &context));
+    let caller = Caller::WebIdentity(&provider);
+    let trusts = |trust: &TrustPolicy| trust.verdict(ACTION, caller, &context) == Verdict::Allows;
+    let role = sts.accounts().role(ask.role_arn).filter(|role| trusts(&role.trust));
     let role = role.ok_or_else(|| Refusal::forbidden("AccessDenied", format!("Not authorized to perform {ACTION}")))?;
     if ask.duration > role.max_session {
         return Err(Refusal::bad(
@@ -58,25 +61,15 @@ pub(super) async fn assume_role(sts: &Inner, parameters: &Parameters) -> Result<
     }
 
     let expires = sts.faults.now() + sts.max_life().map_or(ask.duration, |most| most.min(ask.duration));
-    let (access_key_id, session) = sts.accounts().open(&ask.role, ask.session_name, expires);
+    let (access_key_id, session) = sts.accounts().open(&ask.role, ask.session_name, Vec::new(), expires);
+    let [user, credentials] = opened(access_key_id, &session);
     Ok(Element::Parent(
         "AssumeRoleWithWebIdentityResult",
         vec![
             Element::text("SubjectFromWebIdentityToken", &token.subject),
             Element::text("Audience", audience),
-            Element::Parent(
-                "AssumedRoleUser",
-                vec![Element::text("AssumedRoleId", &session.user_id), Element::text("Arn", &session.arn)],
-            ),
-            Element::Parent(
-                "Credentials",
-                vec![
-                    Element::text("AccessKeyId", access_key_id),
-                    Element::text("SecretAccessKey", &session.secret),
-                    Element::text("SessionToken", &session.token),
-                    Element::text("Expiration", timestamp(expires)),
-                ],
-            ),
+            user,
+            credentials,
             Element::text("Provider", provider),
         ],
     ))

@@ -6,7 +6,7 @@ use aws_sdk_sts::{config::Credentials, error::ProvideErrorMetadata as _};
 use http::{HeaderValue, header};
 use sandbox::clock;
 
-use crate::world::{Answer, ROLE, Signing, World, form, get, keys_of, signed};
+use crate::world::{Answer, Signing, World, form, get, keys_of, signed};
 
 const BODY: &str = "Action=GetCallerIdentity&Version=2011-06-15";
 const ARN: &str = "arn:aws:sts::111122223333:assumed-role/web/s1";
@@ -144,9 +144,12 @@ async fn a_signature_is_for_one_service_and_for_the_hosts_region() {
     let region = |region| Signing { region, ..Signing::default() };
     let (wrong_region, wrong_service) =
         ("Credential should be scoped to a valid region. ", "Credential should be scoped to correct service: 'sts'. ");
-    for (host, good, bad) in
-        [("sts.eu-west-1.amazonaws.com", "eu-west-1", "us-east-1"), ("sts.amazonaws.com", "us-east-1", "eu-west-1")]
-    {
+    for (host, good, bad) in [
+        ("sts.eu-west-1.amazonaws.com", "eu-west-1", "us-east-1"),
+        ("sts.amazonaws.com", "us-east-1", "eu-west-1"),
+        ("sts-fips.us-east-2.amazonaws.com", "us-east-2", "us-east-1"),
+        ("sts.cn-north-1.amazonaws.com.cn", "cn-north-1", "us-east-1"),
+    ] {
         assert_eq!(ask_host(&world, &keys, &region(good), host).await.status, 200, "{host}");
         let answer = ask_host(&world, &keys, &region(bad), host).await;
         answer.refuses(403, "SignatureDoesNotMatch", wrong_region);
@@ -184,10 +187,10 @@ async fn an_instances_keys_are_the_nodes_role() {
 async fn other_operations_are_denied_to_those_who_sign_and_closed_to_others() {
     let world = World::new().await;
     let keys = world.keys().await;
-    let error = world.sdk(Some(keys)).assume_role().role_arn(ROLE).role_session_name("s2").send().await.unwrap_err();
+    let error = world.sdk(Some(keys)).get_session_token().send().await.unwrap_err();
     assert_eq!(error.code(), Some("AccessDenied"));
-    let text = format!("User: {ARN} is not authorized to perform: sts:AssumeRole on resource: {ROLE}");
+    let text = format!("User: {ARN} is not authorized to perform: sts:GetSessionToken");
     assert_eq!(error.message(), Some(text.as_str()));
-    let unsigned = world.post(&[("Action", "AssumeRole"), ("Version", "2011-06-15")]).await;
+    let unsigned = world.post(&[("Action", "GetSessionToken"), ("Version", "2011-06-15")]).await;
     assert_eq!(unsigned.tag("Code"), "MissingAuthenticationToken");
 }
