@@ -23,7 +23,7 @@ use crate::{
     config::{ApiServer, Config, Intercept, StsLocation},
     credentials::refresher::{Channel, Refresher},
     drain,
-    identity::{Directory, NodeName, accounts, binding::Binding, links, lookup, watch},
+    identity::{Directory, NodeName, Role, accounts, binding::Binding, links, lookup, watch},
     imds::{
         key,
         respond::Imds,
@@ -98,9 +98,12 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     let (directory, unknown) = Directory::new(binding, config.namespace_policy, {
         let (store, audience) = (Arc::clone(&store), config.token_audience.clone());
-        move |pod, grants| {
-            let foreseen = grants.first().filter(|grant| !grant.pod_has_token(&audience));
-            store.entitle(pod, grants, foreseen);
+        move |pod, roles| {
+            let foreseen = match &roles.main {
+                Role::Granted(grant) if !grant.pod_has_token(&audience) => Some(grant),
+                _ => None,
+            };
+            store.entitle(pod, &roles.grants().cloned().collect::<Vec<_>>(), foreseen);
         }
     });
     let directory = Arc::new(directory);
@@ -120,12 +123,12 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         move |grant: &_| directory.entitled(grant)
     };
     let refresher = {
-        let (location, limits) = (config.sts.location, config.sts.limits);
+        let (location, limits, cluster) = (config.sts.location, config.sts.limits, config.sts.cluster_name);
         let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));
         async move {
             // Until then whoever asks waits, as for an exchange that takes long.
             let (region, endpoint) = locate(location, &readiness).await;
-            let sts = Sts::new(https, region, endpoint);
+            let sts = Sts::new(https, region, endpoint, cluster, Arc::clone(&metrics));
             Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, metrics, channel).run().await;
         }
     };
@@ -205,9 +208,12 @@ async fn api_server(api_server: &ApiServer) -> anyhow::Result<kube::Config> {
             kube::Config::incluster().context("--kubeconfig: is missing, and the pod's own access cannot be used")?
         }
         ApiServer::Kubeconfig(kubeconfig) => {
-            kube::Config::from_custom_kubeconfig(kubeconfig.as_ref().clone(), &KubeConfigOptions::default())
-                .await
-                .map_err(|_| anyhow::anyhow!("--kubeconfig: the current context cannot be used"))?
+            let options = KubeConfigOptions::default();
+            let config = kube::Config::from_custom_kubeconfig(kubeconfig.as_ref().clone(), &options).await;
+            let mut config = config.map_err(|_| anyhow::anyhow!("--kubeconfig: the current context cannot be used"))?;
+            // That of the environment, which is for STS alone, as it is in a pod.
+            config.proxy_url = None;
+            config
         }
     };
     // Retries are ours: the client's own go on for minutes, and would repeat a TokenRequest.

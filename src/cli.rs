@@ -60,6 +60,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "URL", env = "KUBE2IRSA_STS_ENDPOINT")]
     pub sts_endpoint: Option<String>,
 
+    /// The cluster's name, as a tag (eks-cluster-name) of sessions in a second hop. Absent: no such tag.
+    #[arg(long, value_name = "NAME", env = "KUBE2IRSA_CLUSTER_NAME")]
+    pub cluster_name: Option<String>,
+
     /// The real metadata service, asked for the region; `off` where there is none.
     #[arg(long, value_name = "URL|off", default_value = "http://169.254.169.254", env = "KUBE2IRSA_IMDS_ENDPOINT")]
     pub imds_endpoint: String,

@@ -9,8 +9,11 @@ use std::{
     str::FromStr,
 };
 
-use http::{Uri, uri::Scheme};
-use kube::config::Kubeconfig;
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
+use kube::config::{Kubeconfig, NamedCluster};
 
 use crate::{
     cli::RunArgs,
@@ -25,6 +28,10 @@ const LOWEST_RATE: f64 = 0.1;
 const HIGHEST_RATE: f64 = 1000.0;
 const RATE: &str = "a number of calls a second from 0.1 to 1000";
 const COUNTS: std::ops::RangeInclusive<u16> = 1..=1000;
+/// The longest value of a session's tag.
+const LONGEST_TAG: usize = 256;
+/// The variables that name the proxy for STS.
+const PROXIES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 const COUNT: &str = "a number from 1 to 1000";
 
 /// What the daemon needs to run.
@@ -86,6 +93,8 @@ pub struct StsConfig {
     pub location: StsLocation,
     /// Certificates (PEM) to trust instead of the system's.
     pub ca_bundle: Option<Vec<u8>>,
+    /// The cluster's name, as sessions are tagged with it.
+    pub cluster_name: Option<String>,
     /// What this node may ask of it.
     pub limits: Limits,
     /// Whose its sessions are.
@@ -97,11 +106,11 @@ pub struct StsConfig {
 pub enum StsLocation {
     /// A region's own.
     Region(String),
-    /// At this URL; the region matters only to a log's reader.
+    /// At this URL.
     Endpoint {
         /// The URL.
         url: String,
-        /// The region, if one was given.
+        /// The region that signatures are for, if it was given or the URL names it.
         region: Option<String>,
     },
     /// The own one of the region that the real metadata service, at this URL, names.
@@ -264,6 +273,19 @@ impl Config {
         if args.state_dir.is_empty() {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
+        let tag = |c: char| c.is_ascii_alphanumeric() || " _.:/=+-@".contains(c);
+        let cluster_name = args.cluster_name.clone();
+        if cluster_name.as_ref().is_some_and(|name| !(1..=LONGEST_TAG).contains(&name.len()) || !name.chars().all(tag))
+        {
+            let what = "is not 1 to 256 letters, digits, spaces or _.:/=+-@, as a tag must be";
+            errors.add(format!("--cluster-name {:?}: {what}", args.cluster_name.as_deref().unwrap_or_default()), ());
+        }
+        for name in PROXIES {
+            // Its value may hold a password.
+            if std::env::var(name).is_ok_and(|url| !is_proxy(&url)) {
+                errors.add(format!("{name}: is not a proxy's URL, such as http://proxy.example.com:3128"), ());
+            }
+        }
         let limits = limits(args, &mut errors);
         let scope = match args.session_scope.as_str() {
             "pod" => SessionScope::Pod,
@@ -279,7 +301,7 @@ impl Config {
             api_server,
             listen,
             admin_listen,
-            sts: StsConfig { location, ca_bundle, limits, scope },
+            sts: StsConfig { location, ca_bundle, cluster_name, limits, scope },
             token_audience: args.token_audience.clone(),
             annotation_keys: Keys::new(&args.annotation_prefix),
             namespace_policy,
@@ -327,7 +349,8 @@ fn location(args: &RunArgs, errors: &mut Errors) -> StsLocation {
             if let Err(why) = check_sts(url) {
                 errors.add(format!("--sts-endpoint {url:?}: {why}"), ());
             }
-            StsLocation::Endpoint { url: url.clone(), region }
+            let named = || url.parse::<Uri>().ok().and_then(|uri| region_of(uri.host()?));
+            StsLocation::Endpoint { url: url.clone(), region: region.or_else(named) }
         }
         (None, Some(region), _) => StsLocation::Region(region),
         (None, None, Some(imds)) => StsLocation::AskImds(imds),
@@ -363,8 +386,15 @@ fn read_kubeconfig(file: &str) -> Result<Kubeconfig, String> {
         Some(context) if !kubeconfig.clusters.iter().any(|cluster| cluster.name == context.cluster) => {
             Err(format!("has no cluster {:?}, which its current context names", context.cluster))
         }
+        Some(context) if kubeconfig.clusters.iter().any(|c| c.name == context.cluster && has_proxy(c)) => {
+            Err(format!("its cluster {:?} is behind a proxy (proxy-url), which is not supported", context.cluster))
+        }
         Some(_) => Ok(kubeconfig),
     }
+}
+
+fn has_proxy(cluster: &NamedCluster) -> bool {
+    cluster.cluster.as_ref().and_then(|cluster| cluster.proxy_url.as_ref()).is_some_and(|url| !url.is_empty())
 }
 
 fn read_certificates(file: &str) -> Result<Vec<u8>, String> {
@@ -386,6 +416,22 @@ fn check_sts(url: &str) -> Result<(), &'static str> {
         Some("http") => Err("plain http is for loopback addresses only: a token would be readable on the way"),
         _ => Err("must be https://HOST[:PORT]"),
     }
+}
+
+/// The region of an STS endpoint with a name of AWS's: `sts.REGION.…`, `sts-fips.REGION.…`, `vpce-….sts.REGION.vpce.…`.
+fn region_of(host: &str) -> Option<String> {
+    if host == "sts.amazonaws.com" {
+        return Some("us-east-1".to_owned());
+    }
+    let mut labels = host.split('.').skip_while(|label| !matches!(*label, "sts" | "sts-fips"));
+    labels.nth(1).filter(|label| is_region(label)).map(str::to_owned)
+}
+
+/// `[http[s]://][user:password@]host[:port]`, or nothing.
+fn is_proxy(url: &str) -> bool {
+    let rest =
+        url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).unwrap_or(url).trim_end_matches('/');
+    url.is_empty() || rest.parse::<Authority>().is_ok_and(|authority| !authority.host().is_empty())
 }
 
 /// Nothing but a scheme, a host and perhaps a port.

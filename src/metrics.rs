@@ -53,10 +53,12 @@ pub struct Metrics {
     pub bad_session_tokens: IntCounter,
     /// TokenRequests, by result.
     pub token_requests: IntCounterVec,
-    /// Exchanges at STS, by result.
+    /// Calls of STS, by action and result.
     pub exchanges: IntCounterVec,
-    /// Seconds that an exchange at STS took.
+    /// Seconds that a call of STS took.
     pub exchange_seconds: Histogram,
+    /// Seconds by which our wall clock is ahead of STS's.
+    pub clock_skew: IntGauge,
     /// Sessions whose credentials are held or being fetched.
     pub slots: IntGauge,
     /// Those with nothing to serve since their last fetch failed.
@@ -125,7 +127,7 @@ impl Metrics {
             .flat_map(|(_, kind)| STATUSES.map(|status| requests.with_label_values(&[kind, status.as_str()])))
             .collect();
         let exchange_seconds = Histogram::with_opts(
-            HistogramOpts::new("sts_exchange_duration_seconds", "Seconds that AssumeRoleWithWebIdentity took.")
+            HistogramOpts::new("sts_exchange_duration_seconds", "Seconds that a call of STS took.")
                 .buckets(vec![0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5]),
         )?;
         registry.register(Box::new(exchange_seconds.clone()))?;
@@ -160,10 +162,11 @@ impl Metrics {
             )?,
             exchanges: counters(
                 "sts_exchanges_total",
-                "AssumeRoleWithWebIdentity calls, by result: ok, AWS's error code, Timeout or Unreachable.",
-                &["result"],
+                "Calls of STS, by action and by result: ok, AWS's error code, Timeout or Unreachable.",
+                &["action", "result"],
             )?,
             exchange_seconds,
+            clock_skew: gauge("clock_skew_seconds", "Seconds by which this node's clock is ahead of that of STS.")?,
             slots: gauge("credential_slots", "Sessions whose credentials are held or being fetched.")?,
             slots_failed: gauge(
                 "credential_slots_failed",

@@ -161,7 +161,7 @@ fn a_document_that_cannot_be_had_closes_crts_connection() {
     crt.send("GET", &path, &[("User-Agent", "aws-sdk-crt/aws-c-http")]).unwrap();
     assert!(crt.is_closed());
     support::eventually("STS is given up on", || {
-        metric(&sandbox, "kube2irsa_sts_exchanges_total{result=\"Timeout\"}") >= 1.0
+        metric(&sandbox, "kube2irsa_sts_exchanges_total{action=\"web_identity\",result=\"Timeout\"}") >= 1.0
     });
     let mut other = connect(&web).unwrap();
     other.send("GET", &format!("{ROLE_NAME}other"), &[("User-Agent", "aws-sdk-crt/aws-c-http")]).unwrap();

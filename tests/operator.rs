@@ -46,7 +46,7 @@ fn metrics_are_prometheus_text_without_names_of_pods_or_roles() {
     for line in [
         "kube2irsa_requests_total{kind=\"role_name\",status=\"200\"} 1",
         "kube2irsa_requests_total{kind=\"other\",status=\"404\"} 1",
-        "kube2irsa_sts_exchanges_total{result=\"ok\"} 1",
+        "kube2irsa_sts_exchanges_total{action=\"web_identity\",result=\"ok\"} 1",
         "kube2irsa_token_access_info{mode=\"node\"} 1",
         "kube2irsa_excess_rights 0",
         "kube2irsa_intercept_info{backend=\"iptables\"} 1",

@@ -26,7 +26,8 @@ fn assert_refused(sandbox: &Sandbox, web: &Pod, daemon: &Daemon, status: u16, co
     let calls = sandbox.cloud.sts.calls();
     assert!(calls.iter().any(|call| call.outcome == code), "{calls:?}");
     assert!(!calls.iter().any(|call| call.outcome == "Success"), "{calls:?}");
-    assert!(metric(sandbox, &format!("kube2irsa_sts_exchanges_total{{result=\"{code}\"}}")) >= 1.0);
+    let calls = format!("kube2irsa_sts_exchanges_total{{action=\"web_identity\",result=\"{code}\"}}");
+    assert!(metric(sandbox, &calls) >= 1.0);
     let log = daemon.log();
     for part in ["team-a/web", "role/web", code, message] {
         assert!(log.contains(part), "{part}: {log}");

@@ -67,6 +67,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--ca-bundle", no_pem),
         ("--log-format", "xml"),
         ("--log-level", "loud"),
+        ("--cluster-name", "prod*"),
         ("--worker-threads", "0"),
     ];
     let typed = flags.iter().flat_map(|(flag, value)| [*flag, *value]).collect::<Vec<_>>();
@@ -86,6 +87,50 @@ fn a_region_is_needed_only_where_nobody_can_be_asked() {
     assert_eq!(with(&["--imds-endpoint", "off"]).len(), 1);
     assert!(with(&["--imds-endpoint", "off", "--region", "eu-central-1"]).is_empty());
     assert!(with(&["--imds-endpoint", "off", "--sts-endpoint", "https://sts.example.com"]).is_empty());
+}
+
+#[test]
+fn signatures_are_for_the_region_that_is_given_or_that_the_endpoint_names() {
+    for (host, region) in [
+        ("sts.eu-central-1.amazonaws.com", Some("eu-central-1")),
+        ("sts-fips.us-east-2.amazonaws.com", Some("us-east-2")),
+        ("sts.us-gov-west-1.amazonaws.com", Some("us-gov-west-1")),
+        ("sts.cn-north-1.amazonaws.com.cn", Some("cn-north-1")),
+        ("vpce-0a1b-2c3d.sts.eu-west-1.vpce.amazonaws.com", Some("eu-west-1")),
+        ("vpce-0a1b-2c3d-eu-west-1a.sts.eu-west-1.vpce.amazonaws.com", Some("eu-west-1")),
+        ("sts.amazonaws.com", Some("us-east-1")),
+        ("sts.example.com", None),
+        ("sts", None),
+        ("192.0.2.1", None),
+    ] {
+        assert_eq!(region_of(host).as_deref(), region, "{host}");
+    }
+    let location = |flags: &[&str]| location(&args(flags), &mut Errors::default());
+    let endpoint = |region: &str| {
+        let url = "https://sts.eu-central-1.amazonaws.com:443".to_owned();
+        StsLocation::Endpoint { url, region: Some(region.to_owned()) }
+    };
+    let flags = ["--sts-endpoint", "https://sts.eu-central-1.amazonaws.com:443"];
+    assert_eq!(location(&flags), endpoint("eu-central-1"));
+    assert_eq!(location(&[&flags[..], &["--region", "eu-west-1"]].concat()), endpoint("eu-west-1"));
+}
+
+#[test]
+fn a_proxy_has_a_host_and_speaks_http() {
+    for (url, good) in [
+        ("", true),
+        ("http://proxy.example.com:3128", true),
+        ("http://proxy.example.com:3128/", true),
+        ("https://user:p%40ss@proxy", true),
+        ("192.0.2.1:8080", true),
+        ("http://[2001:db8::1]:3128", true),
+        ("http://", false),
+        ("http://user:pass@", false),
+        ("socks5://proxy:1080", false),
+        ("http://a b", false),
+    ] {
+        assert_eq!(is_proxy(url), good, "{url}");
+    }
 }
 
 #[test]
@@ -114,6 +159,7 @@ fn a_kubeconfig_must_lead_to_a_cluster() {
         ("list", "[1]"),
         ("no-context", &KUBECONFIG.replace("current-context: x", "current-context: y")),
         ("no-cluster", &KUBECONFIG.replace("{cluster: c,", "{cluster: d,")),
+        ("proxy", &KUBECONFIG.replace("6443'", "6443', proxy-url: 'http://192.0.2.2:3128'")),
     ] {
         assert!(read_kubeconfig(file(text).to_str().unwrap()).is_err(), "{name}");
     }

@@ -66,6 +66,21 @@ impl SessionScope {
         format!("{}-{hash}", readable.collect::<String>())
     }
 
+    /// What a session in a second hop is tagged with, under the keys of EKS Pod Identity, which policies know.
+    #[must_use]
+    pub fn session_tags(self, grant: &Grant) -> Vec<(&'static str, String)> {
+        let pod = &grant.pod;
+        let mut tags = vec![
+            ("kubernetes-namespace", pod.namespace.to_string()),
+            ("kubernetes-service-account", pod.service_account.to_string()),
+        ];
+        if self == Self::Pod {
+            tags.push(("kubernetes-pod-name", pod.name.to_string()));
+            tags.push(("kubernetes-pod-uid", pod.uid.to_string()));
+        }
+        tags
+    }
+
     /// Whether two grants share a session.
     fn joins(self, one: &Grant, other: &Grant) -> bool {
         match self {

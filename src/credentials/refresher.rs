@@ -25,7 +25,7 @@ use crate::{
     clock,
     identity::Grant,
     metrics::Metrics,
-    sts::{Class, Exchange, ExchangeError, Session},
+    sts::{Ask, Class, Exchange, ExchangeError, Session},
     token::{TokenError, TokenSource},
 };
 
@@ -256,14 +256,13 @@ impl Fetcher {
     }
 
     async fn try_fetch(&self, grant: &Grant, calls: &mut u32) -> Result<Document, FetchError> {
-        let session_name = self.scope.session_name(grant);
-        let mut token = self.token(grant).await?;
-        *calls += 1;
-        let session = match self.exchange(grant, &session_name, &token).await {
+        let (session_name, tags) = (self.scope.session_name(grant), self.scope.session_tags(grant));
+        let token = self.token(grant).await?;
+        let ask = Ask { wish: &grant.wish, session_name: &session_name, tags: &tags, token: &token };
+        let session = match self.exchange(ask, calls).await {
             Err(error) if error.class == Class::TokenExpired => {
-                token = self.token(grant).await?;
-                *calls += 1;
-                self.exchange(grant, &session_name, &token).await
+                let token = self.token(grant).await?;
+                self.exchange(Ask { token: &token, ..ask }, calls).await
             }
             first => first,
         }?;
@@ -277,18 +276,10 @@ impl Fetcher {
         token
     }
 
-    async fn exchange(
-        &self,
-        grant: &Grant,
-        session_name: &str,
-        token: &SecretString,
-    ) -> Result<Session, ExchangeError> {
-        let start = clock::now();
-        let session = self.exchange.exchange(&grant.wish, session_name, token).await;
-        self.metrics.exchange_seconds.observe(clock::now().monotonic.duration_since(start.monotonic).as_secs_f64());
-        let result = session.as_ref().map_or_else(ExchangeError::label, |_| "ok");
-        self.metrics.exchanges.with_label_values(&[result]).inc();
-        session
+    async fn exchange(&self, ask: Ask<'_>, calls: &mut u32) -> Result<Session, ExchangeError> {
+        let exchanged = self.exchange.exchange(ask).await;
+        *calls += exchanged.calls;
+        exchanged.session
     }
 }
 

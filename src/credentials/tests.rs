@@ -15,7 +15,7 @@ use super::{
 use crate::{
     identity::{Pod, Wish},
     metrics::Metrics,
-    sts::{Class, Exchange, ExchangeError, Session},
+    sts::{Action, Ask, Class, Exchange, ExchangeError, Exchanged, Session},
     token::{TokenError, TokenSource},
 };
 
@@ -28,7 +28,7 @@ fn grant(uid: &str) -> Arc<Grant> {
 }
 
 fn wish(role: &str) -> Wish {
-    Wish { role: role.parse().unwrap(), audience: None, session_seconds: 3600, regional_sts: None }
+    Wish { role: role.parse().unwrap(), target: None, audience: None, session_seconds: 3600, regional_sts: None }
 }
 
 fn soon() -> tokio::time::Instant {
@@ -57,30 +57,28 @@ impl TokenSource for Fake {
 }
 
 impl Exchange for Fake {
-    fn exchange<'a>(
-        &'a self,
-        _: &'a Wish,
-        session_name: &'a str,
-        _: &'a SecretString,
-    ) -> BoxFuture<'a, Result<Session, ExchangeError>> {
+    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Exchanged> {
         async move {
             let number = self.exchanges.fetch_add(1, Ordering::SeqCst);
             self.permits.acquire().await.unwrap().forget();
             let answer = *self.answer.lock().unwrap();
-            match answer {
+            let session = match answer {
                 Answer::Good => Ok(Session {
-                    access_key_id: format!("{session_name} {number}"),
+                    access_key_id: format!("{} {number}", ask.session_name),
                     secret_access_key: "secret".into(),
                     session_token: "token".into(),
                     expiration: clock::now().wall + Duration::from_secs(3600),
                 }),
                 Answer::Refused => Err(ExchangeError {
+                    action: Action::WebIdentity,
+                    role: ask.wish.role.clone(),
                     class: Class::Permanent,
                     code: "AccessDenied".to_owned(),
                     message: "no".to_owned(),
                 }),
                 Answer::Panic => panic!("a defect in one fetch"),
-            }
+            };
+            Exchanged { session, calls: 1 }
         }
         .boxed()
     }
@@ -300,4 +298,14 @@ fn a_shared_session_has_the_service_accounts_name() {
     let [one, two] = ["1", "2"].map(|uid| SessionScope::ServiceAccount.session_name(&grant(uid)));
     assert!(one.starts_with("team-a.web-"), "{one}");
     assert_eq!(one, two);
+}
+
+#[test]
+fn tags_name_the_pod_unless_its_session_is_shared() {
+    let keys =
+        |scope: SessionScope| scope.session_tags(&grant("1")).into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+    let shared = ["kubernetes-namespace", "kubernetes-service-account"];
+    assert_eq!(keys(SessionScope::ServiceAccount), shared);
+    let own = [&shared[..], &["kubernetes-pod-name", "kubernetes-pod-uid"]].concat();
+    assert_eq!(keys(SessionScope::Pod), own);
 }

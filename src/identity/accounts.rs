@@ -119,6 +119,6 @@ async fn permitted_roles(
 }
 
 fn read(keys: &Keys, metadata: ObjectMeta) -> Option<(ServiceAccountName, ServiceAccount)> {
-    let wish = keys.read(&metadata.annotations.unwrap_or_default());
-    Some((metadata.name?.into(), ServiceAccount { uid: metadata.uid?.into(), wish }))
+    let wishes = keys.read(&metadata.annotations.unwrap_or_default());
+    Some((metadata.name?.into(), ServiceAccount { uid: metadata.uid?.into(), wishes }))
 }

@@ -16,22 +16,64 @@ use super::{
 pub const EKS_PREFIX: &str = "eks.amazonaws.com";
 
 const SESSION_DURATION: &str = "kube2irsa.io/session-duration";
+const TARGET_ROLE_ARN: &str = "kube2irsa.io/target-role-arn";
+/// The annotation that says which external id a second hop is made with.
+pub const EXTERNAL_ID: &str = "kube2irsa.io/external-id";
+const ADDITIONAL_ROLE_ARNS: &str = "kube2irsa.io/additional-role-arns";
 
-/// What AWS allows a session to last, in seconds.
+/// What AWS allows a session to last, in seconds; the longest of a role that another role assumes.
 const SESSION_LIMITS: std::ops::RangeInclusive<u32> = 900..=43_200;
+const LONGEST_CHAINED: u32 = 3600;
 const SESSION_DEFAULT: u32 = 3600;
+/// What AWS takes for an external id: so many characters.
+const EXTERNAL_ID_LENGTHS: std::ops::RangeInclusive<usize> = 2..=1224;
+/// As long as a role's name may be.
+const LONGEST_NAME: usize = 64;
 
 /// What a service account asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wishes {
+    /// The role of its pods.
+    pub main: Wish,
+    /// Further roles, by the names that pods ask for them by.
+    pub additional: Vec<(String, Wish)>,
+}
+
+/// One role that a service account asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {
-    /// The role.
+    /// The role that a token is exchanged for.
     pub role: RoleArn,
+    /// The role that is assumed from there, where there is a second hop.
+    pub target: Option<Target>,
     /// The audience of its tokens, where it is not the daemon's.
     pub audience: Option<String>,
     /// How long its sessions last, in seconds.
     pub session_seconds: u32,
     /// Whether the region's STS is called, where it says so.
     pub regional_sts: Option<bool>,
+}
+
+/// The role of a second hop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The role.
+    pub role: RoleArn,
+    /// The external id, where there is one.
+    pub external_id: Option<String>,
+}
+
+impl Wish {
+    /// The role that a pod ends up with.
+    #[must_use]
+    pub fn last_role(&self) -> &RoleArn {
+        self.target.as_ref().map_or(&self.role, |target| &target.role)
+    }
+
+    /// All roles on the way there, and that one.
+    pub fn hops(&self) -> impl Iterator<Item = &RoleArn> {
+        std::iter::once(&self.role).chain(self.target.as_ref().map(|target| &target.role))
+    }
 }
 
 /// What is wrong with the annotations of a service account, or what its namespace's forbid.
@@ -46,8 +88,25 @@ pub enum AnnotationError {
         error: NotARoleArn,
     },
     /// The session's duration is none that AWS allows.
-    #[error("annotation {SESSION_DURATION}: {0:?} is not a number of seconds from 900 to 43200")]
-    SessionDuration(String),
+    #[error("annotation {SESSION_DURATION}: {text:?} is not a number of seconds from 900 to {longest}")]
+    SessionDuration {
+        /// What it says.
+        text: String,
+        /// The longest: an hour with a target role, whatever that allows.
+        longest: u32,
+    },
+    /// The external id is none that AWS takes.
+    #[error("annotation {EXTERNAL_ID}: is not 2 to 1224 characters, each a letter, a digit or one of _+=,.@:/-")]
+    ExternalId,
+    /// There is an external id, and no role that it is for.
+    #[error("annotation {EXTERNAL_ID}: is for a second hop, and {TARGET_ROLE_ARN} names none")]
+    ExternalIdAlone,
+    /// An additional role has a name that cannot be asked for.
+    #[error("annotation {ADDITIONAL_ROLE_ARNS}: {0:?} is no name: 1 to 64 letters, digits or _+=,.@- (name=ARN)")]
+    RoleName(String),
+    /// Two roles have one name.
+    #[error("annotation {ADDITIONAL_ROLE_ARNS}: two roles are named {0:?}; give one of them another (name=ARN)")]
+    SameName(String),
     /// The namespace does not permit the role.
     #[error("namespace {namespace} does not permit {role} (annotation {PERMITTED_ROLES} of the namespace)")]
     NotPermitted {
@@ -81,24 +140,68 @@ impl Keys {
     ///
     /// # Errors
     /// When a value cannot be meant.
-    pub fn read(&self, annotations: &BTreeMap<String, String>) -> Result<Option<Wish>, AnnotationError> {
+    pub fn read(&self, annotations: &BTreeMap<String, String>) -> Result<Option<Wishes>, AnnotationError> {
         // The webhook takes an empty value for none.
         let get = |key: &str| annotations.get(key).map(String::as_str).filter(|value| !value.is_empty());
         let Some(role) = get(&self.role_arn) else { return Ok(None) };
-        let role = role.parse().map_err(|error| AnnotationError::Role { key: self.role_arn.clone(), error })?;
-        Ok(Some(Wish {
-            role,
+        let target = target(get(TARGET_ROLE_ARN), get(EXTERNAL_ID))?;
+        let longest = if target.is_some() { LONGEST_CHAINED } else { *SESSION_LIMITS.end() };
+        let main = Wish {
+            role: parse_role(&self.role_arn, role)?,
+            target,
             audience: get(&self.audience).map(str::to_owned),
-            session_seconds: session_seconds(get(SESSION_DURATION))?,
+            session_seconds: session_seconds(get(SESSION_DURATION), longest)?,
             regional_sts: get(&self.regional).and_then(parse_bool),
-        }))
+        };
+        let mut additional = Vec::<(String, Wish)>::new();
+        for entry in get(ADDITIONAL_ROLE_ARNS).unwrap_or_default().split(',').map(str::trim) {
+            if entry.is_empty() {
+                continue;
+            }
+            let (name, role) = named_role(entry)?;
+            if name == main.last_role().name() || additional.iter().any(|(other, _)| *other == name) {
+                return Err(AnnotationError::SameName(name));
+            }
+            additional.push((name, Wish { role, target: None, ..main.clone() }));
+        }
+        Ok(Some(Wishes { main, additional }))
     }
 }
 
-fn session_seconds(text: Option<&str>) -> Result<u32, AnnotationError> {
+fn parse_role(key: &str, text: &str) -> Result<RoleArn, AnnotationError> {
+    text.parse().map_err(|error| AnnotationError::Role { key: key.to_owned(), error })
+}
+
+fn target(role: Option<&str>, external_id: Option<&str>) -> Result<Option<Target>, AnnotationError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b);
+    let (role, external_id) = match (role, external_id) {
+        (None, None) => return Ok(None),
+        (None, Some(_)) => return Err(AnnotationError::ExternalIdAlone),
+        (Some(_), Some(id)) if !EXTERNAL_ID_LENGTHS.contains(&id.len()) || !id.bytes().all(allowed) => {
+            return Err(AnnotationError::ExternalId);
+        }
+        (Some(role), id) => (parse_role(TARGET_ROLE_ARN, role)?, id.map(str::to_owned)),
+    };
+    Ok(Some(Target { role, external_id }))
+}
+
+/// `ARN`, which goes by the role's name, or `name=ARN`.
+fn named_role(entry: &str) -> Result<(String, RoleArn), AnnotationError> {
+    // A role's name may hold an equals sign; what comes before the ARN's first colon is ours.
+    let named = entry.split_once(':').and_then(|(start, _)| start.rsplit_once('='));
+    let (name, arn) = named.map_or((None, entry), |(name, _)| (Some(name), entry[name.len() + 1..].trim()));
+    let role = parse_role(ADDITIONAL_ROLE_ARNS, arn)?;
+    let name = name.map_or_else(|| role.name(), str::trim).to_owned();
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b);
+    let is_name =
+        (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(allowed) && !matches!(&*name, "." | "..");
+    if is_name { Ok((name, role)) } else { Err(AnnotationError::RoleName(name.chars().take(LONGEST_NAME).collect())) }
+}
+
+fn session_seconds(text: Option<&str>, longest: u32) -> Result<u32, AnnotationError> {
     let Some(text) = text else { return Ok(SESSION_DEFAULT) };
-    let seconds = text.parse().ok().filter(|seconds| SESSION_LIMITS.contains(seconds));
-    seconds.ok_or_else(|| AnnotationError::SessionDuration(text.chars().take(40).collect()))
+    let seconds = text.parse().ok().filter(|seconds| (*SESSION_LIMITS.start()..=longest).contains(seconds));
+    seconds.ok_or_else(|| AnnotationError::SessionDuration { text: text.chars().take(40).collect(), longest })
 }
 
 /// The words of Go's `strconv.ParseBool`, and no others.
@@ -116,13 +219,17 @@ mod tests {
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/web";
 
-    fn read(pairs: &[(&str, &str)]) -> Result<Option<Wish>, AnnotationError> {
+    fn read(pairs: &[(&str, &str)]) -> Result<Option<Wishes>, AnnotationError> {
         let annotations = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Keys::new(EKS_PREFIX).read(&annotations)
     }
 
+    fn read_with_role(pairs: &[(&str, &str)]) -> Result<Wishes, AnnotationError> {
+        read(&[&[("eks.amazonaws.com/role-arn", ROLE)], pairs].concat()).map(Option::unwrap)
+    }
+
     fn wish(pairs: &[(&str, &str)]) -> Wish {
-        read(&[&[("eks.amazonaws.com/role-arn", ROLE)], pairs].concat()).unwrap().unwrap()
+        read_with_role(pairs).unwrap().main
     }
 
     #[test]
@@ -167,9 +274,64 @@ mod tests {
         assert_eq!(wish(&[(SESSION_DURATION, "900")]).session_seconds, 900);
         assert_eq!(wish(&[(SESSION_DURATION, "43200")]).session_seconds, 43_200);
         for text in ["899", "43201", "1h", "-1"] {
-            let error = read(&[("eks.amazonaws.com/role-arn", ROLE), (SESSION_DURATION, text)]).unwrap_err();
-            assert_eq!(error, AnnotationError::SessionDuration(text.to_owned()));
+            let error = read_with_role(&[(SESSION_DURATION, text)]).unwrap_err();
+            assert_eq!(error, AnnotationError::SessionDuration { text: text.to_owned(), longest: 43_200 });
         }
+    }
+
+    #[test]
+    fn a_second_hop_has_a_role_perhaps_an_external_id_and_an_hour_at_most() {
+        const TARGET: &str = "arn:aws:iam::444455556666:role/team/reader";
+        let target = |pairs: &[(&str, &str)]| read_with_role(&[&[(TARGET_ROLE_ARN, TARGET)], pairs].concat());
+        assert_eq!(wish(&[]).last_role().as_str(), ROLE);
+        let main = target(&[]).unwrap().main;
+        assert_eq!((main.role.as_str(), main.last_role().as_str()), (ROLE, TARGET));
+        assert_eq!(main.hops().map(RoleArn::as_str).collect::<Vec<_>>(), [ROLE, TARGET]);
+        assert_eq!(main.target.unwrap().external_id, None);
+        let with_id = target(&[(EXTERNAL_ID, "team-a:1/x=,.@+_")]).unwrap().main.target.unwrap();
+        assert_eq!(with_id.external_id.as_deref(), Some("team-a:1/x=,.@+_"));
+        assert_eq!(target(&[(EXTERNAL_ID, "")]).unwrap().main.target.unwrap().external_id, None);
+        for id in ["a", "a b", "é!", &"a".repeat(1225)] {
+            assert_eq!(target(&[(EXTERNAL_ID, id)]), Err(AnnotationError::ExternalId), "{id}");
+        }
+        assert_eq!(read_with_role(&[(EXTERNAL_ID, "team-a")]), Err(AnnotationError::ExternalIdAlone));
+        assert!(matches!(read_with_role(&[(TARGET_ROLE_ARN, "x")]), Err(AnnotationError::Role { .. })));
+
+        assert_eq!(target(&[(SESSION_DURATION, "3600")]).unwrap().main.session_seconds, 3600);
+        let error = target(&[(SESSION_DURATION, "3601")]).unwrap_err().to_string();
+        assert!(error.ends_with("\"3601\" is not a number of seconds from 900 to 3600"), "{error}");
+    }
+
+    fn additional(text: &str) -> Result<Vec<(String, String)>, AnnotationError> {
+        let additional = read_with_role(&[(ADDITIONAL_ROLE_ARNS, text)])?.additional;
+        Ok(additional.into_iter().map(|(name, wish)| (name, wish.last_role().to_string())).collect())
+    }
+
+    #[test]
+    fn additional_roles_go_by_their_own_name_or_by_the_one_they_are_given() {
+        let [one, two] = ["arn:aws:iam::1:role/x/logs", "arn:aws-cn:iam::2:role/web"]
+            .map(|arn| arn.replace(":1:", ":111122223333:").replace(":2:", ":444455556666:"));
+        let pair = |name: &str, arn: &str| (name.to_owned(), arn.to_owned());
+        assert_eq!(additional(""), Ok(vec![]));
+        let both = additional(&format!(" {one} ,, prod-web = {two}"));
+        assert_eq!(both, Ok(vec![pair("logs", &one), pair("prod-web", &two)]));
+        let odd = "arn:aws:iam::111122223333:role/a=b";
+        assert_eq!(additional(odd), Ok(vec![pair("a=b", odd)]), "an equals sign of the role's own");
+        assert_eq!(additional(&format!("c={odd}")), Ok(vec![pair("c", odd)]));
+
+        for (text, name) in [(two.clone(), "web"), (format!("{one},logs={two}"), "logs")] {
+            assert_eq!(additional(&text), Err(AnnotationError::SameName(name.to_owned())), "{text}");
+        }
+        for name in ["", "a/b", "a b", ".", "..", "é", &"a".repeat(65)] {
+            let error = additional(&format!("{name}={one}")).unwrap_err();
+            assert!(matches!(error, AnnotationError::RoleName(_)), "{name}: {error}");
+        }
+        for text in ["web2", "name=web2", "name="] {
+            assert!(matches!(additional(text), Err(AnnotationError::Role { .. })), "{text}");
+        }
+        let target = [(TARGET_ROLE_ARN, "arn:aws:iam::444455556666:role/logs"), (ADDITIONAL_ROLE_ARNS, &one)];
+        let error = read_with_role(&target).unwrap_err();
+        assert_eq!(error, AnnotationError::SameName("logs".to_owned()), "that of the role which the pod ends up with");
     }
 
     #[test]

@@ -3,22 +3,63 @@
 use std::sync::Arc;
 
 use super::{
-    annotations::{AnnotationError, Wish},
+    annotations::{AnnotationError, Wish, Wishes},
     index::Pod,
     names::{RoleArn, ServiceAccountUid},
 };
 
-/// The role of a pod's service account.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The roles of a pod's service account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// The one that its pods are given unless they ask for another.
+    pub main: Role,
+    /// Those that they may ask for by name.
+    pub additional: Vec<(String, Role)>,
+}
+
+/// One role of a pod's service account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Role {
     /// Not known (yet): the service account has not been read, or is gone.
+    #[default]
     Unknown,
     /// The service account names none.
     None,
-    /// The service account's annotations cannot be meant, or its namespace does not permit the role.
+    /// The service account's annotations cannot be meant, or its namespace does not permit a role on the way.
     Invalid(AnnotationError),
     /// This one.
     Granted(Arc<Grant>),
+}
+
+impl Roles {
+    /// The role that goes by this name. What is said of the main role holds for every name while it has none.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&Role> {
+        match (self.additional.iter().find(|(other, _)| other == name), &self.main) {
+            (Some((_, role)), _) => Some(role),
+            (None, Role::Granted(grant)) => (grant.role().name() == name).then_some(&self.main),
+            (None, main) => Some(main),
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Role> {
+        std::iter::once(&self.main).chain(self.additional.iter().map(|(_, role)| role))
+    }
+
+    /// All that the pod is entitled to.
+    pub fn grants(&self) -> impl Iterator<Item = &Arc<Grant>> {
+        self.all().filter_map(|role| match role {
+            Role::Granted(grant) => Some(grant),
+            Role::Unknown | Role::None | Role::Invalid(_) => None,
+        })
+    }
+
+    /// Each role as `change` makes it.
+    pub(super) fn map(self, change: impl Fn(Role) -> Role) -> Self {
+        let additional = self.additional.into_iter().map(|(name, role)| (name, change(role))).collect();
+        Self { main: change(self.main), additional }
+    }
 }
 
 /// What a pod is entitled to. Two grants are the same when the pod's UID, its account and the wish are.
@@ -33,10 +74,10 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// The role to assume.
+    /// The role that the pod gets.
     #[must_use]
     pub fn role(&self) -> &RoleArn {
-        &self.wish.role
+        self.wish.last_role()
     }
 
     /// Whether the pod's own volumes bring it a token for STS, as the EKS webhook sees to: its SDK will not ask us.
@@ -60,8 +101,8 @@ impl Eq for Grant {}
 pub struct Caller {
     /// The pod.
     pub pod: Arc<Pod>,
-    /// Its service account's role.
-    pub role: Role,
+    /// Its service account's roles.
+    pub roles: Roles,
 }
 
 /// Why nobody could be found behind an address in time.
@@ -99,18 +140,22 @@ pub struct ServiceAccount {
     /// `metadata.uid`.
     pub uid: ServiceAccountUid,
     /// What its annotations say.
-    pub wish: Result<Option<Wish>, AnnotationError>,
+    pub wishes: Result<Option<Wishes>, AnnotationError>,
 }
 
 impl ServiceAccount {
-    pub(super) fn role(&self, pod: &Arc<Pod>) -> Role {
-        match &self.wish {
-            Ok(None) => Role::None,
-            Ok(Some(wish)) => {
-                let (pod, account) = (Arc::clone(pod), self.uid.clone());
-                Role::Granted(Arc::new(Grant { pod, account, wish: wish.clone() }))
+    pub(super) fn roles(&self, pod: &Arc<Pod>) -> Roles {
+        let grant = |wish: &Wish| {
+            let (pod, account) = (Arc::clone(pod), self.uid.clone());
+            Role::Granted(Arc::new(Grant { pod, account, wish: wish.clone() }))
+        };
+        match &self.wishes {
+            Ok(None) => Roles { main: Role::None, ..Roles::default() },
+            Ok(Some(Wishes { main, additional })) => {
+                let additional = additional.iter().map(|(name, wish)| (name.clone(), grant(wish)));
+                Roles { main: grant(main), additional: additional.collect() }
             }
-            Err(error) => Role::Invalid(error.clone()),
+            Err(error) => Roles { main: Role::Invalid(error.clone()), ..Roles::default() },
         }
     }
 }

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     annotations::AnnotationError,
     binding::Binding,
-    caller::{Caller, Grant, Role, ServiceAccount, Unidentified},
+    caller::{Caller, Grant, Role, Roles, ServiceAccount, Unidentified},
     index::{Changed, Claim, Pod, PodIndex},
     names::{Namespace, PodUid, ServiceAccountName, ServiceAccountUid},
     policy::{NamespacePolicy, PermittedRoles},
@@ -45,8 +45,8 @@ pub enum Entry {
     Withheld(Unidentified),
 }
 
-/// Called with a pod and all that it is entitled to from now on.
-type OnEntitled = Box<dyn Fn(&PodUid, &[Arc<Grant>]) + Send + Sync>;
+/// Called with a pod and the roles that it has from now on.
+type OnEntitled = Box<dyn Fn(&PodUid, &Roles) + Send + Sync>;
 
 /// Address → pod and role.
 pub struct Directory {
@@ -62,8 +62,8 @@ pub struct Directory {
 #[derive(Default)]
 struct State {
     index: PodIndex,
-    /// What pods are entitled to: one and the same grant for as long as nothing about it changes.
-    grants: HashMap<PodUid, Arc<Grant>>,
+    /// The roles of pods that may ask: one and the same grant for as long as nothing about it changes.
+    roles: HashMap<PodUid, Roles>,
     /// Addresses to be looked at.
     wanted: BTreeSet<IpAddr>,
     pods_synced: bool,
@@ -111,7 +111,7 @@ impl Directory {
     pub fn new(
         binding: Binding,
         policy: NamespacePolicy,
-        on_entitled: impl Fn(&PodUid, &[Arc<Grant>]) + Send + Sync + 'static,
+        on_entitled: impl Fn(&PodUid, &Roles) + Send + Sync + 'static,
     ) -> (Self, mpsc::Receiver<IpAddr>) {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
@@ -167,7 +167,7 @@ impl Directory {
     #[must_use]
     pub fn identified(&self, address: IpAddr) -> Option<Arc<Caller>> {
         match self.entries.get(&address)?.value() {
-            Entry::Caller(caller) if caller.role != Role::Unknown => Some(Arc::clone(caller)),
+            Entry::Caller(caller) if caller.roles.main != Role::Unknown => Some(Arc::clone(caller)),
             Entry::Caller(_) | Entry::Withheld(_) => None,
         }
     }
@@ -190,7 +190,8 @@ impl Directory {
     /// Whether the grant's pod is alive and still entitled to it.
     #[must_use]
     pub fn entitled(&self, grant: &Grant) -> bool {
-        self.state().grants.get(&grant.pod.uid).is_some_and(|current| **current == *grant)
+        let state = self.state();
+        state.roles.get(&grant.pod.uid).is_some_and(|roles| roles.grants().any(|current| **current == *grant))
     }
 
     /// Whether pods and the service accounts of their namespaces have been read.
@@ -215,7 +216,8 @@ impl Directory {
     pub fn figures(&self) -> Figures {
         let state = self.state();
         let (disputed, suspended) = state.index.withheld();
-        let invalid = state.index.pods().filter(|pod| matches!(state.role(pod), Role::Invalid(_))).count();
+        let is_invalid = |pod: &&Arc<Pod>| state.roles(pod).all().any(|role| matches!(role, Role::Invalid(_)));
+        let invalid = state.index.pods().filter(is_invalid).count();
         Figures { pods: state.index.pods().count(), disputed, suspended, invalid }
     }
 
@@ -319,14 +321,14 @@ impl Directory {
     }
 
     fn publish(&self, state: &mut MutexGuard<'_, State>, changed: &Changed) {
-        let entitled = changed.pods.iter().filter(|uid| state.update_grant(uid)).collect::<Vec<_>>();
+        let entitled = changed.pods.iter().filter(|uid| state.update_roles(uid)).collect::<Vec<_>>();
         for address in &changed.addresses {
             let new = match state.index.claim(*address) {
                 Claim::Nobody => None,
                 Claim::Disputed => Some(Entry::Withheld(Unidentified::Disputed)),
                 Claim::Suspended => Some(Entry::Withheld(Unidentified::Suspended)),
                 Claim::Unbound => Some(Entry::Withheld(Unidentified::Unbound)),
-                Claim::Pod(pod) => Some(Entry::Caller(Arc::new(Caller { role: state.role(&pod), pod }))),
+                Claim::Pod(pod) => Some(Entry::Caller(Arc::new(Caller { roles: state.roles(&pod), pod }))),
             };
             let old = self.get(*address);
             if old == new {
@@ -339,7 +341,7 @@ impl Directory {
             };
         }
         for uid in entitled {
-            (self.on_entitled)(uid, state.grants.get(uid).map_or(&[], std::slice::from_ref));
+            (self.on_entitled)(uid, state.roles.get(uid).unwrap_or(&Roles::default()));
         }
         let unlooked = changed.addresses.iter().copied().filter(|address| state.index.unlooked(*address));
         let unlooked = unlooked.collect::<Vec<_>>();
@@ -361,15 +363,21 @@ impl Directory {
 
 /// Says once, when it comes into force, what an operator has to mend.
 fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>) {
-    if let Some(Entry::Caller(caller)) = new
-        && let Role::Invalid(error) = &caller.role
-        && !matches!(old, Some(Entry::Caller(before)) if before.role == caller.role && before.pod.uid == caller.pod.uid)
-    {
-        let pod = &caller.pod;
-        tracing::warn!(
-            namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
-            "service account {}/{} gets no credentials: {error}", pod.namespace, pod.service_account
-        );
+    let Some(Entry::Caller(caller)) = new else { return };
+    let pod = &caller.pod;
+    let before = match old {
+        Some(Entry::Caller(before)) if before.pod.uid == pod.uid => Some(&before.roles),
+        Some(_) | None => None,
+    };
+    for role in caller.roles.all() {
+        if let Role::Invalid(error) = role
+            && !before.is_some_and(|before| before.all().any(|before| before == role))
+        {
+            tracing::warn!(
+                namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
+                "service account {}/{} gets no credentials: {error}", pod.namespace, pod.service_account
+            );
+        }
     }
 }
 
@@ -377,48 +385,46 @@ fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>) {
 
 impl State {
     /// Whether what the pod is entitled to became something else.
-    fn update_grant(&mut self, uid: &PodUid) -> bool {
-        let new = match self.index.get(uid).filter(|pod| pod.may_ask()).map(|pod| self.read_role(pod)) {
-            Some(Role::Granted(grant)) => Some(grant),
-            Some(Role::Unknown | Role::None | Role::Invalid(_)) | None => None,
-        };
-        if self.grants.get(uid) == new.as_ref() {
-            return false;
-        }
-        match new {
-            Some(grant) => self.grants.insert(uid.clone(), grant),
-            None => self.grants.remove(uid),
-        };
-        true
+    fn update_roles(&mut self, uid: &PodUid) -> bool {
+        let old = self.roles.remove(uid).unwrap_or_default();
+        let unchanged = |grant: &Arc<Grant>| old.grants().find(|before| *before == grant).cloned();
+        let new = self.index.get(uid).filter(|pod| pod.may_ask()).map(|pod| {
+            self.read_roles(pod).map(|role| match role {
+                Role::Granted(grant) => Role::Granted(unchanged(&grant).unwrap_or(grant)),
+                other => other,
+            })
+        });
+        let changed = !old.grants().eq(new.iter().flat_map(Roles::grants));
+        self.roles.extend(new.map(|roles| (uid.clone(), roles)));
+        changed
     }
 
-    fn role(&self, pod: &Arc<Pod>) -> Role {
-        self.grants.get(&pod.uid).map_or_else(|| self.read_role(pod), |grant| Role::Granted(Arc::clone(grant)))
+    fn roles(&self, pod: &Arc<Pod>) -> Roles {
+        self.roles.get(&pod.uid).cloned().unwrap_or_else(|| self.read_roles(pod))
     }
 
-    fn read_role(&self, pod: &Arc<Pod>) -> Role {
-        let role = self.role_of_account(pod);
-        let Role::Granted(grant) = &role else { return role };
-        if self.policy == NamespacePolicy::Off {
-            return role;
+    /// A role counts only if its namespace permits every role on the way there.
+    fn read_roles(&self, pod: &Arc<Pod>) -> Roles {
+        let roles = self.roles_of_account(pod);
+        if self.policy == NamespacePolicy::Off || roles.grants().next().is_none() {
+            return roles;
         }
-        match self.permitted.get(&pod.namespace) {
-            None => Role::Unknown,
-            Some(permitted) if self.policy.permits(permitted.as_ref(), grant.role().as_str()) => role,
-            Some(_) => {
-                let (namespace, role) = (pod.namespace.clone(), grant.role().clone());
-                Role::Invalid(AnnotationError::NotPermitted { namespace, role })
-            }
-        }
+        let Some(permitted) = self.permitted.get(&pod.namespace) else { return Roles::default() };
+        let permits = |arn: &str| self.policy.permits(permitted.as_ref(), arn);
+        roles.map(|role| {
+            let Role::Granted(grant) = &role else { return role };
+            let Some(refused) = grant.wish.hops().find(|hop| !permits(hop.as_str())).cloned() else { return role };
+            Role::Invalid(AnnotationError::NotPermitted { namespace: pod.namespace.clone(), role: refused })
+        })
     }
 
-    fn role_of_account(&self, pod: &Arc<Pod>) -> Role {
+    fn roles_of_account(&self, pod: &Arc<Pod>) -> Roles {
         match self.accounts.get(&pod.namespace) {
             // A pod cannot be made without its service account: one that is not there is not there yet, or no more.
             Some(accounts) if accounts.synced => {
-                accounts.by_name.get(&pod.service_account).map_or(Role::Unknown, |account| account.role(pod))
+                accounts.by_name.get(&pod.service_account).map(|account| account.roles(pod)).unwrap_or_default()
             }
-            Some(_) | None => Role::Unknown,
+            Some(_) | None => Roles::default(),
         }
     }
 }

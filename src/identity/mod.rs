@@ -17,8 +17,8 @@ mod netlink;
 pub mod policy;
 pub mod watch;
 
-pub use annotations::Wish;
-pub use caller::{Caller, Grant, Role, Unidentified};
+pub use annotations::{Target, Wish};
+pub use caller::{Caller, Grant, Role, Roles, Unidentified};
 pub use directory::Directory;
 pub use index::Pod;
 pub use names::{Namespace, NodeName, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid};

@@ -154,15 +154,16 @@ impl Imds {
             if session.is_some_and(|Issued(issued)| issued < caller.pod.started) {
                 return self.bad_token();
             }
-            let grant = match &caller.role {
-                Role::Granted(grant) => grant,
-                Role::None => return Answer::Empty(StatusCode::NOT_FOUND),
-                Role::Invalid(_) => return Answer::Empty(StatusCode::FORBIDDEN),
-                Role::Unknown => return Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
+            let role = match &name {
+                Some(name) => caller.roles.named(name),
+                None => Some(&caller.roles.main),
             };
-            if name.as_ref().is_some_and(|name| *name != grant.role().name()) {
-                return Answer::Empty(StatusCode::NOT_FOUND);
-            }
+            let grant = match role {
+                Some(Role::Granted(grant)) => grant,
+                Some(Role::None) | None => return Answer::Empty(StatusCode::NOT_FOUND),
+                Some(Role::Invalid(_)) => return Answer::Empty(StatusCode::FORBIDDEN),
+                Some(Role::Unknown) => return Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
+            };
             if let Some(document) = self.store.get(grant, clock::now()) {
                 return match name {
                     Some(_) => Answer::Text(document),
@@ -192,7 +193,7 @@ impl Imds {
     }
 
     fn still(&self, caller: &Caller, peer: IpAddr) -> bool {
-        self.directory.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.role == caller.role)
+        self.directory.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.roles == caller.roles)
     }
 }
 

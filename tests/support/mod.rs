@@ -10,6 +10,7 @@
 )]
 #![allow(dead_code, unreachable_pub, reason = "each test binary is a crate of its own and uses a part")]
 
+pub mod accounts;
 pub mod http;
 
 use std::{
@@ -93,10 +94,25 @@ impl Daemon {
         daemon
     }
 
+    /// The same, with these variables in its environment.
+    pub fn ready_in(sandbox: &Sandbox, environment: &[(&str, &str)], flags: &[&str]) -> Self {
+        let mut daemon = Self::started_in(sandbox, environment, flags);
+        daemon.wait_until_ready(sandbox);
+        daemon
+    }
+
     pub fn started(sandbox: &Sandbox, flags: &[&str]) -> Self {
+        Self::started_in(sandbox, &[], flags)
+    }
+
+    fn started_in(sandbox: &Sandbox, environment: &[(&str, &str)], flags: &[&str]) -> Self {
         let log = sandbox.directory().join("daemon.log");
         let stderr = File::options().create(true).append(true).open(&log).unwrap();
-        let process = sandbox.daemon(daemon_binary()).args(flags).stderr(stderr).spawn().unwrap();
+        let mut command = sandbox.daemon(daemon_binary()).args(flags).stderr(stderr);
+        for (name, value) in environment {
+            command = command.env(name, value);
+        }
+        let process = command.spawn().unwrap();
         Self { process, log }
     }
 
@@ -142,7 +158,13 @@ pub fn metric(sandbox: &Sandbox, name: &str) -> f64 {
 
 /// What the SDK for Rust gets in the pod.
 pub fn sdk(sandbox: &Sandbox, pod: &Pod) -> Report {
-    report(sandbox.in_pod(pod, sandbox_binary()))
+    sdk_with(sandbox, pod, &[])
+}
+
+/// The same, with these variables in its environment.
+pub fn sdk_with(sandbox: &Sandbox, pod: &Pod, environment: &[(&str, &str)]) -> Report {
+    let command = sandbox.in_pod(pod, sandbox_binary());
+    report(environment.iter().fold(command, |command, (name, value)| command.env(name, value)))
 }
 
 /// What the SDK for Rust gets on the node.

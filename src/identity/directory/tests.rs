@@ -8,8 +8,12 @@ const ROLE: &str = "arn:aws:iam::123456789012:role/web";
 const OTHER_ROLE: &str = "arn:aws:iam::123456789012:role/other";
 
 fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
-    let annotations = role_arn.map(|arn| ("eks.amazonaws.com/role-arn".to_owned(), arn.to_owned()));
-    ServiceAccount { uid: uid.into(), wish: Keys::new(EKS_PREFIX).read(&annotations.into_iter().collect()) }
+    annotated(uid, &role_arn.map(|arn| ("eks.amazonaws.com/role-arn", arn)).into_iter().collect::<Vec<_>>())
+}
+
+fn annotated(uid: &str, annotations: &[(&str, &str)]) -> ServiceAccount {
+    let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    ServiceAccount { uid: uid.into(), wishes: Keys::new(EKS_PREFIX).read(&annotations) }
 }
 
 /// What the keeper of credentials was told: of each pod the roles that it is entitled to.
@@ -17,14 +21,14 @@ type Told = mpsc::Receiver<(PodUid, Vec<String>)>;
 
 fn directory() -> (Directory, Told) {
     let (sender, entitled) = mpsc::channel();
-    let told = move |uid: &PodUid, grants: &[Arc<Grant>]| {
-        drop(sender.send((uid.clone(), grants.iter().map(|grant| grant.role().to_string()).collect())));
+    let told = move |uid: &PodUid, roles: &Roles| {
+        drop(sender.send((uid.clone(), roles.grants().map(|grant| grant.role().to_string()).collect())));
     };
     (Directory::new(Binding::WhereFound, NamespacePolicy::Off, told).0, entitled)
 }
 
 fn role(directory: &Directory) -> Option<Role> {
-    directory.identified(A).map(|caller| caller.role.clone())
+    directory.identified(A).map(|caller| caller.roles.main.clone())
 }
 
 fn arn(directory: &Directory) -> Option<String> {
@@ -190,4 +194,62 @@ fn a_namespace_limits_the_roles_of_its_pods_and_is_waited_for() {
     assert_eq!(arn(&directory).as_deref(), Some(ROLE));
     directory.apply_permitted(&namespace, Some(PermittedRoles::new(OTHER_ROLE)));
     assert!(matches!(role(&directory), Some(Role::Invalid(_))));
+}
+
+const TARGET: &str = "arn:aws:iam::444455556666:role/target";
+
+#[test]
+fn a_namespace_judges_every_hop_and_every_additional_role_by_itself() {
+    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Annotated, |_, _| {});
+    let namespace = Namespace::from("team-a");
+    let account = annotated(
+        "sa",
+        &[
+            ("eks.amazonaws.com/role-arn", ROLE),
+            ("kube2irsa.io/target-role-arn", TARGET),
+            ("kube2irsa.io/additional-role-arns", OTHER_ROLE),
+        ],
+    );
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account)]));
+    directory.reset_pods(vec![Pod::sample("1", &[A])]);
+    for (permitted, refused) in [
+        ([ROLE, TARGET, OTHER_ROLE], None),
+        ([ROLE, TARGET, ""], Some(OTHER_ROLE)),
+        ([ROLE, OTHER_ROLE, ""], Some(TARGET)),
+        ([TARGET, OTHER_ROLE, ""], Some(ROLE)),
+    ] {
+        directory.apply_permitted(&namespace, Some(PermittedRoles::new(&permitted.join(","))));
+        let roles = &directory.identified(A).unwrap().roles;
+        let refusals = roles.all().filter_map(|role| match role {
+            Role::Invalid(AnnotationError::NotPermitted { role, .. }) => Some(role.as_str()),
+            _ => None,
+        });
+        assert_eq!(refusals.collect::<Vec<_>>(), Vec::from_iter(refused), "{permitted:?}");
+        assert_eq!(directory.figures().invalid, usize::from(refused.is_some()));
+        let named = |name| roles.named(name).map(|role| matches!(role, Role::Granted(_)));
+        assert_eq!(named("other"), Some(refused != Some(OTHER_ROLE)));
+        let main = refused.is_none_or(|refused| refused == OTHER_ROLE);
+        assert_eq!(named("target"), Some(main));
+        assert_eq!(named("web"), if main { None } else { Some(false) }, "the first hop goes by no name");
+    }
+}
+
+#[test]
+fn a_change_of_one_role_leaves_the_others_grants_as_they_are() {
+    let (directory, entitled) = directory();
+    let namespace = Namespace::from("team-a");
+    let account = |additional: &str| {
+        let additional = ("kube2irsa.io/additional-role-arns", additional);
+        HashMap::from([("web".into(), annotated("sa", &[("eks.amazonaws.com/role-arn", ROLE), additional]))])
+    };
+    directory.reset_accounts(&namespace, account(&format!("{OTHER_ROLE},{TARGET}")));
+    directory.reset_pods(vec![Pod::sample("1", &[A])]);
+    let grants = || directory.identified(A).unwrap().roles.grants().cloned().collect::<Vec<_>>();
+    let before = grants();
+    directory.reset_accounts(&namespace, account(&format!("x={OTHER_ROLE}")));
+    let after = grants();
+    assert!(Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]), "another name is no other role");
+    assert!(!directory.entitled(&before[2]));
+    let told = entitled.try_iter().map(|(_, roles)| roles).collect::<Vec<_>>();
+    assert_eq!(told, [vec![ROLE, OTHER_ROLE, TARGET], vec![ROLE, OTHER_ROLE]]);
 }
