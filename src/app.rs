@@ -73,7 +73,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let own_token = own_token(&api_server);
     let client = client(api_server.clone())?;
     let access = Arc::new(Access::new(client.clone(), client_as(api_server, &config.node_name)?));
-    let https = sts::https(config.sts.ca_bundle).context("--ca-bundle")?;
+    let https = sts::https(config.sts.ca_bundle, config.sts.location.is_over_tls()).context("--ca-bundle")?;
     let listener = bind("--listen", config.listen.into()).await?;
     let admin_listener = bind("--admin-listen", config.admin_listen).await?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);

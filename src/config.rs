@@ -117,6 +117,14 @@ pub enum StsLocation {
     AskImds(Uri),
 }
 
+impl StsLocation {
+    /// Whether it is called over TLS; otherwise it is on this node.
+    #[must_use]
+    pub fn is_over_tls(&self) -> bool {
+        !matches!(self, Self::Endpoint { url, .. } if url.to_ascii_lowercase().starts_with("http://"))
+    }
+}
+
 /// With which power tokens are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenAccess {

@@ -126,6 +126,19 @@ fn hosts_of_no_proxy_are_reached_directly() {
 }
 
 #[test]
+fn what_is_not_encrypted_is_given_to_no_proxy() {
+    let (sandbox, web) = with_a_pod();
+    let proxy = Proxy::start(&sandbox);
+    let url = proxy_url(&format!("proxy-user:{PASSWORD}@"));
+    let environment = ["HTTP_PROXY", "http_proxy", "ALL_PROXY"].map(|name| (name, url.as_str()));
+    let flags = ["--sts-endpoint", "http://127.0.0.1:8000", "--imds-endpoint", "off"];
+    let daemon = Daemon::ready_in(&sandbox, &environment, &flags);
+    assert_eq!(role_status(&web), 503, "nobody listens there");
+    eventually("it is said", || daemon.log().contains("STS could not be reached: "));
+    assert!(proxy.asked().is_empty(), "{:?}", proxy.asked());
+}
+
+#[test]
 fn a_proxy_that_refuses_or_is_not_there_is_named_without_its_password() {
     let (sandbox, web) = with_a_pod();
     let _proxy = Proxy::start(&sandbox);

@@ -196,4 +196,22 @@ mod tests {
             assert_eq!(classify(status, code, message), class, "{code} {message}");
         }
     }
+    #[test]
+    fn what_was_sent_in_secret_is_not_repeated() {
+        use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+        use aws_smithy_types::{body::SdkBody, error::ErrorMetadata};
+        let text = "The Canonical String should have been 'x-amz-security-token:IQoJtoken' by the-key";
+        let error = ErrorMetadata::builder().code("SignatureDoesNotMatch").message(text).build();
+        let answer = HttpResponse::new(403.try_into().unwrap(), SdkBody::from(text));
+        let error = SdkError::service_error(AssumeRoleError::generic(error), answer);
+        let role = "arn:aws:iam::444455556666:role/reader".parse().unwrap();
+        let sent = ["the-key", "IQoJtoken"].map(SecretString::from);
+        let error = ExchangeError::explain((Action::AssumeRole, &role), &error, &[&sent[0], &sent[1]]);
+        assert_eq!(
+            error.to_string(),
+            "AssumeRole of arn:aws:iam::444455556666:role/reader: SignatureDoesNotMatch: The Canonical String should \
+             have been 'x-amz-security-token:(secret)' by (secret)"
+        );
+        assert_eq!((error.class, error.label()), (Class::Permanent, "SignatureDoesNotMatch"));
+    }
 }
