@@ -17,15 +17,16 @@ use std::{
     thread,
 };
 
+use aws_smithy_types::{DateTime, date_time::Format};
 use sandbox::{
     network::{Namespace, STS_ADDRESS},
     sandbox::Sandbox,
 };
 use serde_json::json;
 use support::{
-    Daemon,
+    Daemon, ROLE_NAME,
     accounts::{HUB, READER, annotate, put_hub, put_role, put_target},
-    daemon_binary, eventually, metric, role_status, sandbox, sdk, with_a_pod,
+    ask, daemon_binary, eventually, metric, role_status, sandbox, sdk, with_a_pod,
 };
 
 const PORT: u16 = 3128;
@@ -89,6 +90,10 @@ fn serve(client: TcpStream, outside: &Namespace, log: &Mutex<Vec<String>>) -> io
 
 fn proxy_url(authorization: &str) -> String {
     format!("http://{authorization}{STS_ADDRESS}:{PORT}")
+}
+
+fn seconds(time: &serde_json::Value) -> i64 {
+    DateTime::from_str(time.as_str().unwrap(), Format::DateTime).unwrap().secs()
 }
 
 #[test]
@@ -211,6 +216,10 @@ fn a_clock_that_is_not_that_of_sts_is_a_metric_and_one_line_in_the_log() {
     eventually("it is served", || role_status(&web) == 200);
     let ahead = || metric(&sandbox, "kube2irsa_clock_skew_seconds");
     assert!((-125.0..=-115.0).contains(&ahead()), "{}", ahead());
+    // STS gives an hour by its own clock; by ours that would be two minutes more.
+    let document = ask(&web, "GET", &format!("{ROLE_NAME}web"), &[]).unwrap().json();
+    let left = seconds(&document["Expiration"]) - seconds(&document["LastUpdated"]);
+    assert!((3590..=3600).contains(&left), "{left}");
     let api = sandbox.add_pod("team-a", "api-0", "api").unwrap();
     eventually("it is served too", || role_status(&api) == 200);
     let told = |what: &str| daemon.log().matches(what).count();

@@ -62,7 +62,7 @@ pub struct Session {
     pub secret_access_key: SecretString,
     /// `SessionToken`.
     pub session_token: SecretString,
-    /// `Expiration`.
+    /// `Expiration`, not later by our clock than by that of STS.
     pub expiration: SystemTime,
 }
 
@@ -102,6 +102,7 @@ pub struct Sts {
     /// Whether a signature can be made: it is for a region.
     signs: bool,
     cluster_name: Option<String>,
+    skew: Skew,
     metrics: Arc<Metrics>,
 }
 
@@ -122,6 +123,7 @@ impl Sts {
         metrics: Arc<Metrics>,
     ) -> Self {
         let timeouts = TimeoutConfig::builder().connect_timeout(TIME_LIMIT).operation_timeout(TIME_LIMIT).build();
+        let skew = Skew::new(Arc::clone(&metrics));
         let mut config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(https)
@@ -129,12 +131,12 @@ impl Sts {
             .timeout_config(timeouts)
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .identity_cache(IdentityCache::no_cache())
-            .interceptor(Skew::new(Arc::clone(&metrics)));
+            .interceptor(skew.clone());
         let has_global = endpoint.is_none() && region.as_deref().is_some_and(is_of_partition_aws);
         let signs = region.is_some();
         config.set_region(region.map(Region::new));
         config.set_endpoint_url(endpoint);
-        Self { client: Client::from_conf(config.build()), has_global, signs, cluster_name, metrics }
+        Self { client: Client::from_conf(config.build()), has_global, signs, cluster_name, skew, metrics }
     }
 
     async fn hops(&self, ask: Ask<'_>, calls: &mut u32) -> Result<Session, ExchangeError> {
@@ -233,12 +235,24 @@ impl Sts {
         let session = answer.and_then(|credentials| {
             let none = "STS answered without credentials";
             let none = || ExchangeError::new(what, Class::Transient, "NoCredentials", none);
-            credentials.map(Session::from).ok_or_else(none)
+            credentials.map(|credentials| self.session(credentials)).ok_or_else(none)
         });
         self.metrics.exchange_seconds.observe(clock::now().monotonic.duration_since(start.monotonic).as_secs_f64());
         let result = session.as_ref().map_or_else(ExchangeError::label, |_| "ok");
         self.metrics.exchanges.with_label_values(&[what.0.label(), result]).inc();
         session
+    }
+
+    /// By a clock that is behind, credentials would seem to last longer than they do: to us, and to the pod.
+    fn session(&self, credentials: types::Credentials) -> Session {
+        // Whole seconds: fractions would only make it seem later.
+        let expires = Duration::from_secs(u64::try_from(credentials.expiration.secs()).unwrap_or_default());
+        Session {
+            expiration: SystemTime::UNIX_EPOCH + expires.saturating_sub(self.skew.behind()),
+            access_key_id: credentials.access_key_id,
+            secret_access_key: credentials.secret_access_key.into(),
+            session_token: credentials.session_token.into(),
+        }
     }
 }
 
@@ -249,19 +263,6 @@ impl Exchange for Sts {
             let session = self.hops(ask, &mut calls).await;
             Exchanged { session, calls }
         })
-    }
-}
-
-impl From<types::Credentials> for Session {
-    fn from(credentials: types::Credentials) -> Self {
-        // Whole seconds: fractions would only make it seem later.
-        let seconds = u64::try_from(credentials.expiration.secs()).unwrap_or_default();
-        Self {
-            expiration: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
-            access_key_id: credentials.access_key_id,
-            secret_access_key: credentials.secret_access_key.into(),
-            session_token: credentials.session_token.into(),
-        }
     }
 }
 

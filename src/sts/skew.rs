@@ -2,9 +2,12 @@
 //!
 //! Credentials end by our clock, and signatures are made with it: STS refuses one that is minutes off.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use aws_smithy_runtime_api::{
@@ -22,28 +25,39 @@ use crate::{clock, metrics::Metrics};
 const TOO_FAR: i64 = 60;
 
 /// Looks at the date of each answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Skew {
     metrics: Arc<Metrics>,
-    too_far: AtomicBool,
+    /// Seconds that our clock is ahead of STS's, when it answered last.
+    ahead: Arc<AtomicI64>,
 }
 
 impl Skew {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, too_far: AtomicBool::default() }
+        Self { metrics, ahead: Arc::default() }
+    }
+
+    /// How far our clock is behind STS's; zero if it is ahead.
+    pub(super) fn behind(&self) -> Duration {
+        let behind = self.ahead.load(Ordering::Relaxed).saturating_neg();
+        Duration::from_secs(u64::try_from(behind).unwrap_or_default())
     }
 
     fn seen(&self, ahead: i64) {
         self.metrics.clock_skew.set(ahead);
-        let too_far = ahead.abs() > TOO_FAR;
-        if self.too_far.swap(too_far, Ordering::Relaxed) != too_far {
-            if too_far {
+        let before = self.ahead.swap(ahead, Ordering::Relaxed);
+        match (is_too_far(before), is_too_far(ahead)) {
+            (false, true) => {
                 tracing::warn!(seconds_ahead = ahead, "this node's clock is not that of STS: set the clock");
-            } else {
-                tracing::info!(seconds_ahead = ahead, "this node's clock is that of STS again");
             }
+            (true, false) => tracing::info!(seconds_ahead = ahead, "this node's clock is that of STS again"),
+            (false, false) | (true, true) => {}
         }
     }
+}
+
+fn is_too_far(ahead: i64) -> bool {
+    ahead.abs() > TOO_FAR
 }
 
 impl Intercept for Skew {
