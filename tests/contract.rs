@@ -21,6 +21,7 @@ use support::{eventually, sandbox};
 
 const ACCOUNTS: &str = "/api/v1/namespaces/team-a/serviceaccounts";
 const PODS: &str = "/api/v1/namespaces/team-a/pods";
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/team-a/events";
 const OTHER_NODE: &str = "node-2";
 
 /// One of the two servers with a cluster on it, and what it has answered.
@@ -341,5 +342,192 @@ fn impersonation_and_what_a_node_may() {
         let request = Request::get(PODS).header("impersonate-group", "system:nodes").body(Body::empty()).unwrap();
         let answer = server.api.answer(server.sandbox, server.api.admin(), request);
         server.note("a group alone", &answer);
+    });
+}
+
+/// An Event as the daemon writes it.
+fn event(name: &str, pod_uid: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "team-a"},
+        "eventTime": "2026-11-25T12:00:00.123456Z",
+        "reportingController": "kube2irsa",
+        "reportingInstance": NODE,
+        "action": "GetCredentials",
+        "reason": "CredentialsRefused",
+        "type": "Warning",
+        "note": "what is wrong, and what to do",
+        "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": "team-a", "name": "web-0", "uid": pod_uid},
+    })
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn events_are_written_once_patched_as_series_and_refused_for_each_fault() {
+    on_both(|server| {
+        let uid = server.uid.clone();
+        let admin = |server: &Server<'_>, method: &str, path: &str, body: &Value| {
+            server.call(server.api.admin(), method, path, body)
+        };
+        let good = event("web-0.1", &uid);
+        let written = admin(server, "POST", EVENTS, &good).accepted();
+        let content = |event: &Value| {
+            let mut event = event.clone();
+            let metadata = event["metadata"].as_object_mut().unwrap();
+            metadata.retain(|field, _| ["name", "namespace"].contains(&field.as_str()));
+            without_accidents(&event.to_string())
+        };
+        server.transcript.push(content(&written));
+        let path = format!("{EVENTS}/web-0.1");
+        let series =
+            |count: i64| json!({"series": {"count": count, "lastObservedTime": "2026-11-25T12:10:00.000001Z"}});
+        let patched = admin(server, "PATCH", &path, &series(2)).accepted();
+        server.transcript.push(content(&patched));
+        let read = admin(server, "GET", &path, &Value::Null).accepted();
+        server.transcript.push(content(&read));
+        assert_eq!(read["metadata"]["uid"], written["metadata"]["uid"]);
+        assert_ne!(read["metadata"]["resourceVersion"], written["metadata"]["resourceVersion"]);
+
+        let with = |pointer: &str, value: Value| {
+            let mut event = event("web-0.2", &uid);
+            let (parent, field) = pointer.rsplit_once('/').unwrap();
+            let parent = event.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+            match value {
+                Value::Null => parent.remove(field),
+                value => parent.insert(field.to_owned(), value),
+            };
+            event
+        };
+        for (path, body) in [
+            (EVENTS, good.clone()),
+            (EVENTS, json!({})),
+            (EVENTS, with("/metadata/name", Value::Null)),
+            (EVENTS, with("/metadata/name", json!("Web_0"))),
+            (EVENTS, with("/metadata/namespace", json!("team-b"))),
+            (EVENTS, with("/eventTime", Value::Null)),
+            (EVENTS, with("/eventTime", json!("x"))),
+            (EVENTS, with("/eventTime", json!("2026-11-25T12:00:00Z"))),
+            (EVENTS, with("/reportingController", Value::Null)),
+            (EVENTS, with("/reportingController", json!("kube2irsa/x/y"))),
+            (EVENTS, with("/reportingInstance", Value::Null)),
+            (EVENTS, with("/reportingInstance", json!("n".repeat(129)))),
+            (EVENTS, with("/action", Value::Null)),
+            (EVENTS, with("/action", json!("a".repeat(129)))),
+            (EVENTS, with("/reason", Value::Null)),
+            (EVENTS, with("/reason", json!("r".repeat(129)))),
+            (EVENTS, with("/type", Value::Null)),
+            (EVENTS, with("/type", json!("Error"))),
+            (EVENTS, with("/note", json!("n".repeat(1025)))),
+            (EVENTS, with("/note", json!(5))),
+            (EVENTS, with("/regarding", Value::Null)),
+            (EVENTS, with("/regarding", json!("x"))),
+            (EVENTS, with("/regarding/uid", json!(5))),
+            (EVENTS, with("/regarding/namespace", Value::Null)),
+            (EVENTS, with("/series", json!({"count": 1}))),
+            (EVENTS, with("/series", json!({"count": "x"}))),
+            (EVENTS, with("/deprecatedCount", json!(2))),
+            (EVENTS, with("/deprecatedSource", json!({"component": "kube2irsa"}))),
+            (EVENTS, with("/deprecatedFirstTimestamp", json!("2026-11-25T12:00:00Z"))),
+            (EVENTS, with("/kind", json!("Pod"))),
+            (EVENTS, with("/apiVersion", json!("v1"))),
+            (EVENTS, json!([])),
+            ("/apis/events.k8s.io/v1/namespaces/nope/events", with("/metadata/namespace", json!("nope"))),
+            ("/apis/events.k8s.io/v1/events", good.clone()),
+            ("/apis/events.k8s.io/v2/namespaces/team-a/events", good.clone()),
+            ("/apis/events.k8s.io/v1/namespaces/team-a/foos", good.clone()),
+            (path.as_str(), good.clone()),
+        ] {
+            let answer = admin(server, "POST", path, &body);
+            server.note(&format!("{path} {body}"), &answer);
+        }
+        // What a real server lets pass.
+        for (name, pointer, value) in [
+            ("web-0.3", "/note", json!("n".repeat(1024))),
+            ("web-0.4", "/note", Value::Null),
+            ("web-0.5", "/regarding/namespace", json!("team-b")),
+            ("web-0.6", "/metadata/namespace", Value::Null),
+            ("web-0.7", "/series", series(2)["series"].clone()),
+            ("web-0.8", "/type", json!("Normal")),
+        ] {
+            let mut event = with(pointer, value);
+            event["metadata"]["name"] = name.into();
+            let answer = admin(server, "POST", EVENTS, &event);
+            server.note(name, &answer);
+        }
+        let nobody = format!("{EVENTS}/nope");
+        for (path, patch) in [
+            (&path, series(1)),
+            (&path, json!({"series": {"count": 3, "lastObservedTime": null}})),
+            (&path, json!({"note": "another"})),
+            (&path, json!({"reason": "Another"})),
+            (&path, json!({"type": "Normal"})),
+            (&path, json!({"action": "Another"})),
+            (&path, json!({"eventTime": "2026-11-25T12:00:00.123457Z"})),
+            (&path, json!({"reportingController": "another"})),
+            (&path, json!({"reportingInstance": "another"})),
+            (&path, json!({"regarding": {"uid": "another"}})),
+            (&path, json!({"metadata": {"name": "another"}})),
+            (&path, json!({"metadata": {"uid": "another"}})),
+            (&path, json!({"metadata": {"resourceVersion": "1"}})),
+            (&path, json!([])),
+            (&path, json!({})),
+            (&path, series(3)),
+            (&nobody, series(2)),
+        ] {
+            let answer = admin(server, "PATCH", path, &patch);
+            server.note(&format!("{path} {patch}"), &answer);
+        }
+        for query in [
+            "",
+            "?limit=2",
+            "?fieldSelector=regarding.name%3Dweb-0,type%3DNormal",
+            "?fieldSelector=regarding.uid=x",
+            "?fieldSelector=reportingController%3Dkube2irsa,reason!%3DCredentialsRefused",
+            "?fieldSelector=involvedObject.name%3Dweb-0",
+        ] {
+            server.note_get(&format!("{EVENTS}{query}"));
+        }
+        for path in [&nobody, "/apis/events.k8s.io/v1/events?fieldSelector=metadata.namespace%3Dteam-a"] {
+            server.note_get(path);
+        }
+        let body = Body::from(series(4).to_string().into_bytes());
+        let request = Request::patch(&path).header("content-type", "text/plain").body(body).unwrap();
+        let answer = server.api.answer(server.sandbox, server.api.admin(), request);
+        server.note("a patch of another type", &answer);
+    });
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn events_are_for_who_may_write_them() {
+    on_both(|server| {
+        let uid = server.uid.clone();
+        if server.api.url != server.sandbox.cloud.api_url() {
+            server.api.apply(server.sandbox, "rbac-node.yaml");
+        }
+        let token = server.daemon_token.clone();
+        let ourselves = Caller { token: &token, impersonates: None };
+        let create = |server: &Server<'_>, caller, name: &str| server.call(caller, "POST", EVENTS, &event(name, &uid));
+        eventually("the rights are in force", || create(server, ourselves, "web-0.1").0 != 403);
+        let web = server.api.token(server.sandbox, server.api.admin(), ("team-a", "web"), &json!({}));
+        let web = server.api.issued(web);
+        let as_node = Caller { token: &token, impersonates: Some("system:node:node-1") };
+        for (who, caller) in [
+            ("ourselves", ourselves),
+            ("as our node", as_node),
+            ("a pod's account", Caller { token: &web, impersonates: None }),
+        ] {
+            let path = format!("{EVENTS}/web-0.1");
+            let series = json!({"series": {"count": 2, "lastObservedTime": "2026-11-25T12:10:00.000001Z"}});
+            for (method, path, body) in [
+                ("POST", EVENTS, event("web-0.1", &uid)),
+                ("POST", EVENTS, event("web-0.2", &uid)),
+                ("PATCH", &path, series),
+                ("GET", &path, Value::Null),
+                ("GET", EVENTS, Value::Null),
+            ] {
+                let answer = server.call(caller, method, path, &body);
+                server.note(&format!("{who} {method} {path}"), &answer);
+            }
+        }
     });
 }

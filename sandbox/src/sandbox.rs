@@ -137,6 +137,7 @@ impl Sandbox {
             Grant::new(&["impersonate-on:associated-node:create"], "serviceaccounts/token"),
             Grant::new(&["get", "list", "watch"], "serviceaccounts"),
             Grant::new(&["get", "list", "watch"], "namespaces"),
+            Grant::new(&["create", "patch"], "events").group("events.k8s.io"),
         ] {
             kubernetes.grant(DAEMON_USER, grant);
         }

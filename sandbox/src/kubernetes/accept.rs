@@ -53,7 +53,7 @@ impl Form {
     /// One object as the answer to a request for it.
     pub(super) fn object(self, resource: Resource, object: &Value) -> Result<Value, Status> {
         let kind = resource.kind();
-        self.typed(typed(object, kind, "v1"), &format!("core.{kind}"))
+        self.typed(typed(object, kind, resource.api_version()), &format!("core.{kind}"))
     }
 
     /// An object that carries its kind, which is `go_type` to the server.
@@ -79,7 +79,7 @@ impl Form {
             Self::Full => {
                 let kind = format!("{}List", resource.kind());
                 let items = items.cloned().collect::<Vec<_>>();
-                Ok(json!({ "kind": kind, "apiVersion": "v1", "metadata": metadata, "items": items }))
+                Ok(json!({ "kind": kind, "apiVersion": resource.api_version(), "metadata": metadata, "items": items }))
             }
             Self::MetadataList => Ok(json!({
                 "kind": "PartialObjectMetadataList",

@@ -112,6 +112,13 @@ impl Kubernetes {
         self.inner.store.write(&Key::new(Resource::Pods, namespace, name), |_| None);
     }
 
+    /// All Events, as `events.k8s.io/v1` shows them.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        let snapshot = self.inner.store.snapshot(Resource::Events, None);
+        snapshot.map(|now| now.objects.values().map(|event| event.as_ref().clone()).collect()).unwrap_or_default()
+    }
+
     /// A token of a service account for this server, of an hour; or bound to a pod if one is named, and of a
     /// year, as kubelet mounts it into the pod. `None` where a TokenRequest would be refused.
     #[must_use]

@@ -1,9 +1,9 @@
 //! The cluster's API server: what a node daemon needs of it, as strict as a real one of 1.36.
 //!
-//! It owns namespaces, nodes, pods and service accounts, their versions and their history, and answers
+//! It owns namespaces, nodes, pods, service accounts and Events, their versions and their history, and answers
 //! get, list, watch and TokenRequest. Statuses, reasons and texts are a real server's. State changes only
-//! by this type's methods, in the names of kubelet, controllers and kubectl: what a real server would also
-//! let a client write is refused here, with 405. It speaks JSON over HTTP/1.1, with bearer tokens.
+//! by this type's methods, in the names of kubelet, controllers and kubectl: of what a real server would also
+//! let a client write, Events alone are taken here, and all else is refused with 405. It speaks JSON over HTTP/1.1, with bearer tokens.
 //!
 //! Service accounts may do nothing but what [`Kubernetes::grant`] gives them, and get 403 otherwise. Nodes
 //! are impersonated as constrained impersonation has it, and may do what nodes may; nobody else is.
@@ -12,6 +12,8 @@ mod accept;
 mod access;
 mod auth;
 mod cluster;
+mod decode;
+mod event;
 mod faults;
 mod impersonation;
 mod list;

@@ -2,9 +2,11 @@
 
 use serde_json::{Value, json};
 
-/// A resource of the core group, version 1.
+/// A resource, version 1 of its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
+    /// Events, of the group `events.k8s.io`.
+    Events,
     /// Namespaces.
     Namespaces,
     /// Nodes.
@@ -16,18 +18,37 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// By its name in a path.
+    /// By its group and its name in a path.
     #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Namespaces, Self::Nodes, Self::Pods, Self::ServiceAccounts]
+    pub fn from_name(group: &str, name: &str) -> Option<Self> {
+        [Self::Events, Self::Namespaces, Self::Nodes, Self::Pods, Self::ServiceAccounts]
             .into_iter()
-            .find(|resource| resource.name() == name)
+            .find(|resource| (resource.group(), resource.name()) == (group, name))
+    }
+
+    /// Its group; empty: the core group.
+    #[must_use]
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Events => "events.k8s.io",
+            Self::Namespaces | Self::Nodes | Self::Pods | Self::ServiceAccounts => "",
+        }
+    }
+
+    /// The `apiVersion` of its objects.
+    #[must_use]
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::Events => "events.k8s.io/v1",
+            Self::Namespaces | Self::Nodes | Self::Pods | Self::ServiceAccounts => "v1",
+        }
     }
 
     /// Its name in a path.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Events => "events",
             Self::Namespaces => "namespaces",
             Self::Nodes => "nodes",
             Self::Pods => "pods",
@@ -39,6 +60,7 @@ impl Resource {
     #[must_use]
     pub fn kind(self) -> &'static str {
         match self {
+            Self::Events => "Event",
             Self::Namespaces => "Namespace",
             Self::Nodes => "Node",
             Self::Pods => "Pod",
@@ -47,12 +69,19 @@ impl Resource {
     }
 
     pub(super) fn namespaced(self) -> bool {
-        matches!(self, Self::Pods | Self::ServiceAccounts)
+        matches!(self, Self::Events | Self::Pods | Self::ServiceAccounts)
     }
 
     /// What a bookmark carries: an object of the kind with nothing set but its version.
     pub(super) fn empty_object(self) -> Value {
         match self {
+            Self::Events => json!({
+                "eventTime": null,
+                "regarding": {},
+                "deprecatedSource": {},
+                "deprecatedFirstTimestamp": null,
+                "deprecatedLastTimestamp": null,
+            }),
             Self::Namespaces => json!({ "spec": {}, "status": {} }),
             Self::Nodes => json!({ "spec": {}, "status": {} }),
             Self::Pods => json!({ "spec": { "containers": null }, "status": {} }),
@@ -81,6 +110,21 @@ impl Resource {
                         | "status.nominatedNodeName"
                 ),
             },
+            Self::Events => matches!(
+                label,
+                "metadata.name"
+                    | "metadata.namespace"
+                    | "reason"
+                    | "regarding.apiVersion"
+                    | "regarding.fieldPath"
+                    | "regarding.kind"
+                    | "regarding.name"
+                    | "regarding.namespace"
+                    | "regarding.resourceVersion"
+                    | "regarding.uid"
+                    | "reportingController"
+                    | "type"
+            ),
             Self::Namespaces => matches!(label, "metadata.name" | "status.phase"),
             Self::Nodes => matches!(label, "metadata.name" | "spec.unschedulable"),
             Self::ServiceAccounts => {

@@ -1,5 +1,6 @@
 //! From a request to its answer: who asks, what went wrong on purpose, who may, what is served.
 
+use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -9,7 +10,7 @@ use super::{
     Inner, Kubernetes, RecordedRequest,
     accept::Form,
     auth::User,
-    impersonation, list,
+    event, impersonation, list,
     options::{ListOptions, Query, parse_version},
     request::RequestInfo,
     resource::Resource,
@@ -100,19 +101,37 @@ impl Kubernetes {
         record: RecordedRequest,
         user: &User,
     ) -> Result<Response<Body>, Status> {
-        if !info.group.is_empty() {
-            return Ok(not_found());
-        }
-        if !info.path.starts_with("/api/v1/") {
+        let version_1 = match info.group.as_str() {
+            "" => "/api/v1/",
+            "events.k8s.io" => "/apis/events.k8s.io/v1/",
+            _ => return Ok(not_found()),
+        };
+        if !info.path.starts_with(version_1) {
             return Err(Status::no_such_resource());
         }
         let endpoint = Endpoint::of(info)?;
-        let served = if matches!(endpoint, Endpoint::Token(_)) { Method::POST } else { Method::GET };
-        if request.method() != served {
-            return Err(Status::method_not_allowed());
-        }
+        let write = match (&endpoint, request.method()) {
+            (Endpoint::Collection(_) | Endpoint::Object(..), &Method::GET) => false,
+            (Endpoint::Token(_), &Method::POST) => true,
+            (Endpoint::Collection(Resource::Events), &Method::POST) if info.in_namespace => true,
+            (Endpoint::Object(Resource::Events, _), &Method::PATCH) => true,
+            _ => return Err(Status::method_not_allowed()),
+        };
         let form = Form::negotiate(request.headers(), matches!(endpoint, Endpoint::Collection(_)))?;
         match endpoint {
+            Endpoint::Collection(Resource::Events) if write => {
+                let body = json_body(request).await?;
+                let event = event::create(&self.inner.store, &info.namespace, &body)?;
+                Ok(json_response(StatusCode::CREATED, &form.object(Resource::Events, &event)?))
+            }
+            Endpoint::Object(Resource::Events, name) if write => {
+                if !has_type(request.headers(), "application/merge-patch+json") {
+                    return Err(Status::unsupported_patch());
+                }
+                let patch = body(request).await?;
+                let event = event::patch(&self.inner.store, &info.namespace, &name, &patch)?;
+                Ok(json_response(StatusCode::OK, &form.object(Resource::Events, &event)?))
+            }
             Endpoint::Collection(resource) => {
                 let namespace = if info.in_namespace { info.namespace.as_str() } else { "" };
                 self.collection(resource, namespace, query, form, record).await
@@ -154,7 +173,8 @@ impl Kubernetes {
             Some(snapshot) => snapshot.objects.get(key).cloned(),
             None => store.get(key),
         };
-        let object = object.ok_or_else(|| Status::not_found(key.resource.name(), &key.name))?;
+        let object =
+            object.ok_or_else(|| Status::not_found_in(key.resource.group(), key.resource.name(), &key.name))?;
         Ok(json_response(StatusCode::OK, &form.object(key.resource, &object)?))
     }
 
@@ -166,11 +186,7 @@ impl Kubernetes {
         request: Request<Incoming>,
         user: &User,
     ) -> Result<Response<Body>, Status> {
-        if !is_json(request.headers()) {
-            return Err(Status::unsupported_media_type());
-        }
-        let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
-        let body = body.map_err(|error| Status::bad_request(error.to_string()))?.to_bytes();
+        let body = json_body(request).await?;
         // A dry run of a TokenRequest does what a real one does: nothing is stored either way.
         if let Some(other) = query.get("dryRun").filter(|value| *value != "All") {
             let error = FieldError::unsupported("dryRun", [other], &["All"]);
@@ -185,7 +201,7 @@ impl Kubernetes {
 
 impl Endpoint {
     fn of(info: &RequestInfo) -> Result<Self, Status> {
-        let resource = Resource::from_name(&info.resource).ok_or_else(Status::no_such_resource)?;
+        let resource = Resource::from_name(&info.group, &info.resource).ok_or_else(Status::no_such_resource)?;
         if info.in_namespace && !resource.namespaced() {
             return Err(Status::no_such_resource());
         }
@@ -201,12 +217,20 @@ impl Endpoint {
     }
 }
 
-/// Absent means JSON.
-fn is_json(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_none_or(|value| {
-        let media_type = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-        media_type.eq_ignore_ascii_case("application/json")
-    })
+async fn json_body(request: Request<Incoming>) -> Result<Bytes, Status> {
+    // Absent means JSON.
+    let json = !request.headers().contains_key(header::CONTENT_TYPE) || has_type(request.headers(), "application/json");
+    if json { body(request).await } else { Err(Status::unsupported_media_type()) }
+}
+
+async fn body(request: Request<Incoming>) -> Result<Bytes, Status> {
+    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+    Ok(body.map_err(|error| Status::bad_request(error.to_string()))?.to_bytes())
+}
+
+fn has_type(headers: &HeaderMap, media_type: &str) -> bool {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    given.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(media_type)
 }
 
 /// A path that no API is at.

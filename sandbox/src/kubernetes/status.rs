@@ -20,6 +20,11 @@ impl FieldError {
         Self { kind: "FieldValueInvalid", field, body: format!("Invalid value: {value}: {detail}") }
     }
 
+    pub(super) fn required(field: &'static str, detail: &str) -> Self {
+        let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+        Self { kind: "FieldValueRequired", field, body: format!("Required value{detail}") }
+    }
+
     pub(super) fn forbidden(field: &'static str, detail: &str) -> Self {
         Self { kind: "FieldValueForbidden", field, body: format!("Forbidden: {detail}") }
     }
@@ -65,8 +70,17 @@ impl Status {
     }
 
     pub(super) fn not_found(resource: &str, name: &str) -> Self {
-        let message = format!("{resource} {name:?} not found");
-        Self::new(StatusCode::NOT_FOUND, "NotFound", message, Some(details("", resource, name)))
+        Self::not_found_in("", resource, name)
+    }
+
+    pub(super) fn not_found_in(group: &str, resource: &str, name: &str) -> Self {
+        let message = format!("{} {name:?} not found", qualified(group, resource));
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message, Some(details(group, resource, name)))
+    }
+
+    pub(super) fn already_exists(group: &str, resource: &str, name: &str) -> Self {
+        let message = format!("{} {name:?} already exists", qualified(group, resource));
+        Self::new(StatusCode::CONFLICT, "AlreadyExists", message, Some(details(group, resource, name)))
     }
 
     /// No such resource in a group that is served.
@@ -89,13 +103,21 @@ impl Status {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message, None)
     }
 
+    /// A patch of a form that is not served.
+    pub(super) fn unsupported_patch() -> Self {
+        let message = "415: Unsupported Media Type";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message, Some(json!({})))
+    }
+
     pub(super) fn conflict(group: &str, kind: &str, name: &str, why: &str) -> Self {
         let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, kind));
         Self::new(StatusCode::CONFLICT, "Conflict", message, Some(details(group, kind, name)))
     }
 
     pub(super) fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let texts = errors.iter().map(|error| format!("{}: {}", error.field, error.body)).collect::<Vec<_>>();
+        let mut texts = errors.iter().map(|error| format!("{}: {}", error.field, error.body)).collect::<Vec<_>>();
+        // What is found twice is said once.
+        texts.dedup();
         let text = match texts.as_slice() {
             [text] => text.clone(),
             texts => format!("[{}]", texts.join(", ")),

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::{
+    decode::{self, Fields},
     faults::Corruption,
     objects,
     resource::Resource,
@@ -20,6 +21,9 @@ use crate::{clock, issuer::Issuer};
 
 const GROUP: &str = "authentication.k8s.io";
 const KIND: &str = "TokenRequest";
+/// What Go calls its parts.
+const STRUCTS: [(&str, &str); 3] =
+    [("/metadata", "ObjectMeta"), ("/spec", "TokenRequestSpec"), ("/spec/boundObjectRef", "BoundObjectReference")];
 
 /// Kubelet asks for this life for the tokens that it projects by default; they live for a year instead.
 pub(super) const KUBELET_SECONDS: i64 = 3607;
@@ -168,23 +172,8 @@ fn forge(token: &str) -> String {
 
 impl TokenRequest {
     fn decode(body: &[u8]) -> Result<Self, Status> {
-        let unrecognized = |why: &str| {
-            let hex = if body.is_empty() { "<empty>".to_owned() } else { super::hex(body) };
-            Status::bad_request(format!(
-                "the object provided is unrecognized (must be of type TokenRequest): couldn't get version/kind; json parse error: {why} ({hex})"
-            ))
-        };
-        let value = match body {
-            [] => return Err(unrecognized("unexpected end of JSON input")),
-            body => serde_json::from_slice::<Value>(body).map_err(|error| unrecognized(&error.to_string()))?,
-        };
-        if !value.is_object() && !value.is_null() {
-            let given = type_name(&value);
-            return Err(unrecognized(&format!(
-                "json: cannot unmarshal {given} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
-            )));
-        }
-        let fields = Fields(&value);
+        let value = decode::object(body, KIND)?;
+        let fields = Fields::new(&value, KIND, &STRUCTS);
         for (pointer, kind) in [
             ("/metadata", "v1.ObjectMeta"),
             ("/spec", "v1.TokenRequestSpec"),
@@ -313,57 +302,6 @@ impl BoundObject {
             .map(|(key, value)| (key.to_owned(), Value::from(value.as_str())))
             .collect::<serde_json::Map<_, _>>()
             .into()
-    }
-}
-
-/// A body whose fields have the types that they must have, or are not there.
-struct Fields<'a>(&'a Value);
-
-impl Fields<'_> {
-    fn field<T>(&self, pointer: &str, kind: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, Status> {
-        let Some(value) = self.0.pointer(pointer).filter(|value| !value.is_null()) else { return Ok(None) };
-        let given = match value {
-            // Go names a number only where it is one of the wrong kind.
-            Value::Number(number) if kind == "int64" => format!("number {number}"),
-            value => type_name(value).to_owned(),
-        };
-        let within = match pointer.rsplit_once('/').map(|(parent, _)| parent) {
-            Some("/metadata") => "ObjectMeta",
-            Some("/spec") => "TokenRequestSpec",
-            Some("/spec/boundObjectRef") => "BoundObjectReference",
-            _ => KIND,
-        };
-        let field = pointer.trim_start_matches('/').replace('/', ".");
-        let why = format!("json: cannot unmarshal {given} into Go struct field {within}.{field} of type {kind}");
-        let refused = || Status::bad_request(format!("{KIND} in version \"v1\" cannot be handled as a {KIND}: {why}"));
-        read(value).map(Some).ok_or_else(refused)
-    }
-
-    fn text(&self, pointer: &str) -> Result<String, Status> {
-        Ok(self.field(pointer, "string", |value| value.as_str().map(str::to_owned))?.unwrap_or_default())
-    }
-
-    fn texts(&self, pointer: &str) -> Result<Vec<String>, Status> {
-        let texts = |value: &Value| {
-            value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
-        };
-        Ok(self.field(pointer, "[]string", texts)?.unwrap_or_default())
-    }
-
-    fn number(&self, pointer: &str) -> Result<Option<i64>, Status> {
-        self.field(pointer, "int64", Value::as_i64)
-    }
-}
-
-/// As Go's JSON decoder calls it.
-fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
     }
 }
 

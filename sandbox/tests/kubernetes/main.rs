@@ -6,6 +6,7 @@
 
 mod access;
 mod clients;
+mod events;
 mod faults;
 mod lists;
 mod support;
