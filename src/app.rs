@@ -23,7 +23,8 @@ use crate::{
     config::{ApiServer, Config, Intercept, StsLocation},
     credentials::refresher::{Channel, Refresher},
     drain,
-    identity::{Directory, NodeName, Role, accounts, binding::Binding, links, lookup, watch},
+    events::{self, Events},
+    identity::{Directory, NodeName, PodUid, Role, Roles, accounts, binding::Binding, links, lookup, watch},
     imds::{
         key,
         respond::Imds,
@@ -90,22 +91,30 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         spawn(&mut tasks, "rules", reconcile::keep(parts, Arc::clone(&readiness), Arc::clone(&metrics)));
     }
 
+    let (events, reported) = Events::new(config.node_name.clone(), config.token_audience.clone(), Arc::clone(&metrics));
+    let events = Arc::new(events);
+    spawn(&mut tasks, "writer of Events", events::write(client.clone(), reported, Arc::clone(&metrics)));
     let channel = Channel::new(config.sts.scope);
     let store = channel.store();
     let binding = match config.intercept {
         Intercept::None => Binding::WhereFound,
         Intercept::Iptables => Binding::Required,
     };
-    let (directory, unknown) = Directory::new(binding, config.namespace_policy, {
+    let on_entitled = {
         let (store, audience) = (Arc::clone(&store), config.token_audience.clone());
-        move |pod, roles| {
+        move |pod: &PodUid, roles: &Roles| {
             let foreseen = match &roles.main {
                 Role::Granted(grant) if !grant.pod_has_token(&audience) => Some(grant),
                 _ => None,
             };
             store.entitle(pod, &roles.grants().cloned().collect::<Vec<_>>(), foreseen);
         }
-    });
+    };
+    let on_invalid = {
+        let events = Arc::clone(&events);
+        move |pod: &_, error: &_| events.invalid(pod, error)
+    };
+    let (directory, unknown) = Directory::new(binding, config.namespace_policy, on_entitled, on_invalid);
     let directory = Arc::new(directory);
     spawn(&mut tasks, "watch of links", links::keep(Arc::clone(&directory), Arc::clone(&metrics)));
     let decision = Decision {
@@ -129,7 +138,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             // Until then whoever asks waits, as for an exchange that takes long.
             let (region, endpoint) = locate(location, &readiness).await;
             let sts = Sts::new(https, region, endpoint, cluster, Arc::clone(&metrics));
-            Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, metrics, channel).run().await;
+            Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, events, metrics, channel).run().await;
         }
     };
     spawn(&mut tasks, "refresher", refresher);

@@ -3,7 +3,7 @@
 //! One request: the redirect ([`intercept`]) brings it to the listener ([`imds::server`]); its source
 //! address is looked up ([`identity`]); its answer ([`imds::respond`]) is read from the cache
 //! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
-//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`] and [`metrics`] tell of it.
+//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`] and [`events`] tell of it.
 
 pub mod admin;
 pub mod app;
@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod drain;
+pub mod events;
 #[cfg(test)]
 mod histories;
 pub mod identity;

@@ -83,6 +83,8 @@ pub struct Metrics {
     pub unreadable_objects: IntCounter,
     /// Look-ups of addresses that no watch had told of, by result.
     pub lookups: IntCounterVec,
+    /// Events on pods, by what became of them.
+    pub events: IntCounterVec,
     /// Watches that broke, by resource.
     pub watch_errors: IntCounterVec,
     /// Namespaces whose service accounts are watched.
@@ -187,7 +189,7 @@ impl Metrics {
             )?,
             pods_with_invalid_role: gauge(
                 "pods_with_invalid_role",
-                "Pods whose service account has annotations that cannot be meant; the log names them.",
+                "Pods whose service account has annotations that cannot be meant; log and Events name them.",
             )?,
             suspended_addresses: gauge(
                 "suspended_addresses",
@@ -211,6 +213,7 @@ impl Metrics {
                 "Look-ups of addresses that no watch had told of: found, nobody, failed or limited.",
                 &["result"],
             )?,
+            events: counters("events_total", "Events on pods, by result: written, failed or dropped.", &["result"])?,
             watch_errors: counters("watch_errors_total", "Watches that broke, by resource.", &["resource"])?,
             service_account_watches: gauge(
                 "service_account_watches",

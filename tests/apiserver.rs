@@ -240,6 +240,30 @@ fn a_pod_gets_its_role_in_node_mode_with_a_token_that_sts_verifies_by_the_api_se
 
 #[test]
 #[ignore = "run by make test-apiserver"]
+fn why_a_pod_gets_no_credentials_stands_on_the_pod_with_the_rights_of_either_mode() {
+    for rights in ["rbac-node.yaml", "rbac-direct.yaml"] {
+        let (sandbox, api, pod, kubeconfig) = cluster_with_a_pod();
+        let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
+        sandbox.cloud.sts.put_role(&role, sandbox.trust_policy("system:serviceaccount:team-b:web")).unwrap();
+        api.apply(&sandbox, rights);
+        let daemon = Daemon::ready(&sandbox, &["--kubeconfig", &kubeconfig]);
+        assert_eq!(role_status(&pod), 403);
+        // As `kubectl describe pod` asks.
+        let path =
+            "/api/v1/namespaces/team-a/events?fieldSelector=involvedObject.name%3Dweb-0,involvedObject.kind%3DPod";
+        let events = || api.call(&sandbox, api.admin(), "GET", path, &Value::Null).accepted()["items"].clone();
+        eventually("there is an Event", || events() != json!([]));
+        let events = events();
+        let [event] = events.as_array().unwrap().as_slice() else { panic!("{events}") };
+        assert_eq!((&event["reason"], &event["type"]), (&json!("CredentialsRefused"), &json!("Warning")));
+        let note = event["message"].as_str().unwrap();
+        assert!(note.contains("system:serviceaccount:team-a:web") && !note.contains("eyJ"), "{note}");
+        assert_eq!(metric(&sandbox, "kube2irsa_events_total{result=\"written\"}"), 1.0, "{}", daemon.log());
+    }
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
 fn the_daemon_finds_out_that_it_has_the_rights_of_direct_mode_and_waits_for_those_of_either() {
     let (sandbox, api, pod, kubeconfig) = cluster_with_a_pod();
     let mut daemon = Daemon::started(&sandbox, &["--kubeconfig", &kubeconfig]);

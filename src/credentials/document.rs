@@ -111,6 +111,7 @@ mod tests {
             secret_access_key: "secret".into(),
             session_token: "token==".into(),
             expiration: SystemTime::UNIX_EPOCH + Duration::from_secs(expires),
+            shortened: false,
         }
     }
 

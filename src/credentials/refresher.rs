@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     clock,
+    events::{Cause, Events},
     identity::Grant,
     metrics::Metrics,
     sts::{Ask, Class, Exchange, ExchangeError, Session},
@@ -59,6 +60,7 @@ struct Fetcher {
     tokens: Arc<dyn TokenSource>,
     exchange: Arc<dyn Exchange>,
     scope: SessionScope,
+    events: Arc<Events>,
     metrics: Arc<Metrics>,
 }
 
@@ -77,6 +79,7 @@ impl Refresher {
         exchange: Arc<dyn Exchange>,
         limits: Limits,
         entitled: impl Fn(&Grant) -> bool + Send + Sync + 'static,
+        events: Arc<Events>,
         metrics: Arc<Metrics>,
         channel: Channel,
     ) -> Self {
@@ -84,7 +87,7 @@ impl Refresher {
         Self {
             store: channel.store,
             commands: channel.commands,
-            fetcher: Arc::new(Fetcher { tokens, exchange, scope, metrics: Arc::clone(&metrics) }),
+            fetcher: Arc::new(Fetcher { tokens, exchange, scope, events, metrics: Arc::clone(&metrics) }),
             entitled: Box::new(entitled),
             metrics,
             schedule: Schedule::new(limits, clock::now()),
@@ -195,13 +198,15 @@ impl Refresher {
     }
 
     fn start_fetch(&mut self, key: Key) {
-        let grants = self.slots.get(&key).map(|slot| slot.grants().clone()).unwrap_or_default();
-        let Some(grant) = grants.into_iter().find(|grant| (self.entitled)(grant)) else {
+        let slot = self.slots.get(&key).map(Arc::clone);
+        let grants = slot.as_ref().map(|slot| slot.grants().clone()).unwrap_or_default();
+        let (Some(slot), Some(grant)) = (slot, grants.into_iter().find(|grant| (self.entitled)(grant))) else {
             self.schedule.ended(key, 0, false, clock::now());
             self.step(key, Event::Retired);
             return;
         };
-        let fetch = self.fetches.spawn(Arc::clone(&self.fetcher).fetch(grant));
+        let renewal = matches!(self.schedule.state(key), Some(State::Renewing { .. }));
+        let fetch = self.fetches.spawn(Arc::clone(&self.fetcher).fetch(slot, grant, renewal));
         self.in_flight.insert(fetch.id(), key);
     }
 }
@@ -227,6 +232,14 @@ enum FetchError {
 }
 
 impl FetchError {
+    fn cause(&self) -> Cause<'_> {
+        match self {
+            Self::Token(error) => Cause::Token(error),
+            Self::Exchange(error) => Cause::Exchange(error),
+            Self::Clock => Cause::Clock,
+        }
+    }
+
     fn failure(&self) -> Failure {
         match self {
             Self::Token(error) if error.is_transient() => Failure::Transient,
@@ -242,20 +255,21 @@ impl FetchError {
 }
 
 impl Fetcher {
-    async fn fetch(self: Arc<Self>, grant: Arc<Grant>) -> Fetched {
+    async fn fetch(self: Arc<Self>, slot: Arc<Slot>, grant: Arc<Grant>, renewal: bool) -> Fetched {
         let mut calls = 0;
-        let result = self.try_fetch(&grant, &mut calls).await.map(Arc::new).map_err(|error| {
+        let result = self.try_fetch(&slot, &grant, &mut calls).await.map(Arc::new).map_err(|error| {
             let (pod, role) = (&grant.pod, grant.role());
             tracing::warn!(
                 namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
                 "service account {}/{} got no credentials: {error}", pod.namespace, pod.service_account
             );
+            slot.grants().iter().for_each(|grant| self.events.failed(grant, error.cause(), renewal));
             error.failure()
         });
         Fetched { result, calls }
     }
 
-    async fn try_fetch(&self, grant: &Grant, calls: &mut u32) -> Result<Document, FetchError> {
+    async fn try_fetch(&self, slot: &Slot, grant: &Grant, calls: &mut u32) -> Result<Document, FetchError> {
         let (session_name, tags) = (self.scope.session_name(grant), self.scope.session_tags(grant));
         let token = self.token(grant).await?;
         let ask = Ask { wish: &grant.wish, session_name: &session_name, tags: &tags, token: &token };
@@ -266,6 +280,9 @@ impl Fetcher {
             }
             first => first,
         }?;
+        if session.shortened {
+            slot.grants().iter().for_each(|grant| self.events.shortened(grant));
+        }
         Document::new(&session, clock::now()).ok_or(FetchError::Clock)
     }
 

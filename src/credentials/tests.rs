@@ -13,6 +13,7 @@ use super::{
     *,
 };
 use crate::{
+    events::Events,
     identity::{Pod, Wish},
     metrics::Metrics,
     sts::{Action, Ask, Class, Exchange, ExchangeError, Exchanged, Session},
@@ -39,6 +40,8 @@ fn soon() -> tokio::time::Instant {
 #[derive(Clone, Copy)]
 enum Answer {
     Good,
+    /// Good for two seconds.
+    Brief,
     Refused,
     Panic,
 }
@@ -62,12 +65,14 @@ impl Exchange for Fake {
             let number = self.exchanges.fetch_add(1, Ordering::SeqCst);
             self.permits.acquire().await.unwrap().forget();
             let answer = *self.answer.lock().unwrap();
+            let brief = matches!(answer, Answer::Brief);
             let session = match answer {
-                Answer::Good => Ok(Session {
+                Answer::Good | Answer::Brief => Ok(Session {
                     access_key_id: format!("{} {number}", ask.session_name),
                     secret_access_key: "secret".into(),
                     session_token: "token".into(),
-                    expiration: clock::now().wall + Duration::from_secs(3600),
+                    expiration: clock::now().wall + Duration::from_secs(if brief { 2 } else { 3600 }),
+                    shortened: false,
                 }),
                 Answer::Refused => Err(ExchangeError {
                     action: Action::WebIdentity,
@@ -90,6 +95,7 @@ struct Engine {
     store: Arc<Store>,
     fake: Arc<Fake>,
     entitled: Arc<AtomicBool>,
+    reported: mpsc::Receiver<k8s_openapi::api::events::v1::Event>,
 }
 
 fn engine(permits: usize, answer: Answer) -> Engine {
@@ -105,9 +111,18 @@ fn engine_of(scope: SessionScope, permits: usize, answer: Answer) -> Engine {
     let asked = Arc::clone(&entitled);
     let metrics = Arc::new(Metrics::new().unwrap());
     let (tokens, exchange) = (Arc::clone(&fake), Arc::clone(&fake));
-    let refresher = Refresher::new(tokens, exchange, LIMITS, move |_| asked.load(Ordering::SeqCst), metrics, channel);
+    let (events, reported) = Events::new("node-1".into(), String::new(), Arc::clone(&metrics));
+    let refresher = Refresher::new(
+        tokens,
+        exchange,
+        LIMITS,
+        move |_| asked.load(Ordering::SeqCst),
+        Arc::new(events),
+        metrics,
+        channel,
+    );
     tokio::spawn(refresher.run());
-    Engine { store, fake, entitled }
+    Engine { store, fake, entitled, reported }
 }
 
 impl Engine {
@@ -308,4 +323,14 @@ fn tags_name_the_pod_unless_its_session_is_shared() {
     assert_eq!(keys(SessionScope::ServiceAccount), shared);
     let own = [&shared[..], &["kubernetes-pod-name", "kubernetes-pod-uid"]].concat();
     assert_eq!(keys(SessionScope::Pod), own);
+}
+
+#[tokio::test]
+async fn what_is_not_renewed_is_reported_as_such_and_served_on() {
+    let (mut engine, grant) = (engine(100, Answer::Brief), grant("1"));
+    assert!(matches!(engine.ask(&grant).await.unwrap(), Outcome::Document(_)));
+    *engine.fake.answer.lock().unwrap() = Answer::Refused;
+    let event = engine.reported.recv().await.unwrap();
+    assert_eq!(event.reason.as_deref(), Some("RenewalFailing"));
+    assert!(matches!(engine.ask(&grant).await.unwrap(), Outcome::Document(_)));
 }

@@ -15,7 +15,8 @@ use super::{
 /// The webhook's own prefix.
 pub const EKS_PREFIX: &str = "eks.amazonaws.com";
 
-const SESSION_DURATION: &str = "kube2irsa.io/session-duration";
+/// The annotation that says how long sessions last.
+pub const SESSION_DURATION: &str = "kube2irsa.io/session-duration";
 const TARGET_ROLE_ARN: &str = "kube2irsa.io/target-role-arn";
 /// The annotation that says which external id a second hop is made with.
 pub const EXTERNAL_ID: &str = "kube2irsa.io/external-id";

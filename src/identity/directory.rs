@@ -48,6 +48,9 @@ pub enum Entry {
 /// Called with a pod and the roles that it has from now on.
 type OnEntitled = Box<dyn Fn(&PodUid, &Roles) + Send + Sync>;
 
+/// Called with a pod that gets nothing until somebody mends what is wrong.
+type OnInvalid = Box<dyn Fn(&Pod, &AnnotationError) + Send + Sync>;
+
 /// Address → pod and role.
 pub struct Directory {
     entries: DashMap<IpAddr, Entry>,
@@ -57,6 +60,7 @@ pub struct Directory {
     lookups: mpsc::Sender<IpAddr>,
     wanted: Notify,
     on_entitled: OnEntitled,
+    on_invalid: OnInvalid,
 }
 
 #[derive(Default)]
@@ -106,12 +110,14 @@ impl fmt::Debug for Directory {
 
 impl Directory {
     /// An empty directory, and the addresses that it wants to be looked up. `on_entitled` is called, briefly
-    /// and under a lock, when a pod becomes entitled to something or to something else, or ends.
+    /// and under a lock, when a pod becomes entitled to something or to something else, or ends; so is `on_invalid`
+    /// when its role begins to be invalid.
     #[must_use]
     pub fn new(
         binding: Binding,
         policy: NamespacePolicy,
         on_entitled: impl Fn(&PodUid, &Roles) + Send + Sync + 'static,
+        on_invalid: impl Fn(&Pod, &AnnotationError) + Send + Sync + 'static,
     ) -> (Self, mpsc::Receiver<IpAddr>) {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
@@ -122,6 +128,7 @@ impl Directory {
             namespaces: watch::Sender::default(),
             lookups,
             on_entitled: Box::new(on_entitled),
+            on_invalid: Box::new(on_invalid),
         };
         (directory, asked)
     }
@@ -334,7 +341,7 @@ impl Directory {
             if old == new {
                 continue;
             }
-            warn_if_invalid(old.as_ref(), new.as_ref());
+            warn_if_invalid(old.as_ref(), new.as_ref(), &self.on_invalid);
             match &new {
                 Some(entry) => self.entries.insert(*address, entry.clone()),
                 None => self.entries.remove(address).map(|(_, entry)| entry),
@@ -362,7 +369,7 @@ impl Directory {
 }
 
 /// Says once, when it comes into force, what an operator has to mend.
-fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>) {
+fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>, on_invalid: &OnInvalid) {
     let Some(Entry::Caller(caller)) = new else { return };
     let pod = &caller.pod;
     let before = match old {
@@ -377,6 +384,7 @@ fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>) {
                 namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
                 "service account {}/{} gets no credentials: {error}", pod.namespace, pod.service_account
             );
+            on_invalid(pod, error);
         }
     }
 }

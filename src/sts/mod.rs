@@ -64,6 +64,8 @@ pub struct Session {
     pub session_token: SecretString,
     /// `Expiration`, not later by our clock than by that of STS.
     pub expiration: SystemTime,
+    /// The role allows no session as long as was asked for.
+    pub shortened: bool,
 }
 
 /// What is asked for.
@@ -161,7 +163,8 @@ impl Sts {
         match self.web_identity(ask, seconds, calls).await {
             Err(error) if error.session_too_long() && seconds > ROLE_DEFAULT => {
                 tracing::warn!(role = %ask.wish.role, asked = seconds, "{error}; it gets {ROLE_DEFAULT} s");
-                self.web_identity(ask, ROLE_DEFAULT, calls).await
+                let session = self.web_identity(ask, ROLE_DEFAULT, calls).await;
+                session.map(|session| Session { shortened: true, ..session })
             }
             first => first,
         }
@@ -252,6 +255,7 @@ impl Sts {
             access_key_id: credentials.access_key_id,
             secret_access_key: credentials.secret_access_key.into(),
             session_token: credentials.session_token.into(),
+            shortened: false,
         }
     }
 }

@@ -178,6 +178,7 @@ impl Simulation {
             secret_access_key: "s".into(),
             session_token: "t".into(),
             expiration: self.now.wall + self.life,
+            shortened: false,
         };
         let calls = self.random.u32(1..=2);
         let refused = self.refused.contains(&key);

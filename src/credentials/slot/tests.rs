@@ -18,6 +18,7 @@ fn document(now: Now, life: u64) -> Arc<Document> {
         secret_access_key: "s".into(),
         session_token: "t".into(),
         expiration: now.wall + Duration::from_secs(life),
+        shortened: false,
     };
     Arc::new(Document::new(&session, now).unwrap())
 }

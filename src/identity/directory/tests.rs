@@ -24,7 +24,7 @@ fn directory() -> (Directory, Told) {
     let told = move |uid: &PodUid, roles: &Roles| {
         drop(sender.send((uid.clone(), roles.grants().map(|grant| grant.role().to_string()).collect())));
     };
-    (Directory::new(Binding::WhereFound, NamespacePolicy::Off, told).0, entitled)
+    (Directory::new(Binding::WhereFound, NamespacePolicy::Off, told, |_, _| {}).0, entitled)
 }
 
 fn role(directory: &Directory) -> Option<Role> {
@@ -139,7 +139,7 @@ fn the_namespaces_to_watch_are_those_with_a_pod_that_may_ask() {
 
 #[tokio::test]
 async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed() {
-    let (directory, mut lookups) = Directory::new(Binding::WhereFound, NamespacePolicy::Off, |_, _| {});
+    let (directory, mut lookups) = Directory::new(Binding::WhereFound, NamespacePolicy::Off, |_, _| {}, |_, _| {});
     let directory = Arc::new(directory);
     let soon = || Instant::now() + Duration::from_millis(30);
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "pods have not been read");
@@ -181,7 +181,7 @@ fn a_look_up_does_not_bring_back_a_pod_that_ended_meanwhile() {
 
 #[test]
 fn a_namespace_limits_the_roles_of_its_pods_and_is_waited_for() {
-    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Required, |_, _| {});
+    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Required, |_, _| {}, |_, _| {});
     let namespace = Namespace::from("team-a");
     directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
     directory.reset_pods(vec![Pod::sample("1", &[A])]);
@@ -200,7 +200,7 @@ const TARGET: &str = "arn:aws:iam::444455556666:role/target";
 
 #[test]
 fn a_namespace_judges_every_hop_and_every_additional_role_by_itself() {
-    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Annotated, |_, _| {});
+    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Annotated, |_, _| {}, |_, _| {});
     let namespace = Namespace::from("team-a");
     let account = annotated(
         "sa",
