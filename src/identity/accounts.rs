@@ -13,7 +13,10 @@ use kube::{
     core::PartialObjectMeta,
     runtime::watcher::{self, Event},
 };
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::{
+    sync::watch::Receiver,
+    task::{AbortHandle, JoinSet},
+};
 
 use super::{
     annotations::Keys,
@@ -26,9 +29,10 @@ use super::{
 use crate::metrics::Metrics;
 
 /// Keeps a watch open for each namespace that the directory wants; ends only when one of them fails for good.
+/// Service accounts are read anew when the keys change.
 pub async fn service_accounts(
     client: Client,
-    keys: Keys,
+    keys: Receiver<Keys>,
     policy: NamespacePolicy,
     directory: Arc<Directory>,
     metrics: Arc<Metrics>,
@@ -71,26 +75,42 @@ pub async fn service_accounts(
 async fn of_namespace(
     api: Api<PartialObjectMeta<v1::ServiceAccount>>,
     namespace: Namespace,
-    keys: Keys,
+    mut keys: Receiver<Keys>,
     directory: Arc<Directory>,
     metrics: Arc<Metrics>,
 ) {
+    loop {
+        let current = keys.borrow_and_update().clone();
+        tokio::select! {
+            () = of_namespace_by(&current, api.clone(), &namespace, &directory, &metrics) => return,
+            Ok(()) = keys.changed() => {}
+        }
+    }
+}
+
+async fn of_namespace_by(
+    keys: &Keys,
+    api: Api<PartialObjectMeta<v1::ServiceAccount>>,
+    namespace: &Namespace,
+    directory: &Directory,
+    metrics: &Metrics,
+) {
     let watch = watcher::watcher(api, watch::config());
-    let mut events = std::pin::pin!(watch::events(watch, "serviceaccounts", &metrics, || {}));
+    let mut events = std::pin::pin!(watch::events(watch, "serviceaccounts", metrics, || {}));
     let mut listed = HashMap::new();
     while let Some(event) = events.next().await {
         match event {
             Event::Init => listed.clear(),
-            Event::InitApply(account) => listed.extend(read(&keys, account.metadata)),
-            Event::InitDone => directory.reset_accounts(&namespace, std::mem::take(&mut listed)),
+            Event::InitApply(account) => listed.extend(read(keys, account.metadata)),
+            Event::InitDone => directory.reset_accounts(namespace, std::mem::take(&mut listed)),
             Event::Apply(account) => {
-                if let Some((name, account)) = read(&keys, account.metadata) {
-                    directory.apply_account(&namespace, name, account);
+                if let Some((name, account)) = read(keys, account.metadata) {
+                    directory.apply_account(namespace, name, account);
                 }
             }
             Event::Delete(account) => {
-                if let Some((name, account)) = read(&keys, account.metadata) {
-                    directory.delete_account(&namespace, &name, &account.uid);
+                if let Some((name, account)) = read(keys, account.metadata) {
+                    directory.delete_account(namespace, &name, &account.uid);
                 }
             }
         }
