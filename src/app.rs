@@ -227,11 +227,15 @@ async fn api_server(api_server: &ApiServer) -> anyhow::Result<kube::Config> {
             config
         }
     };
+    set_limits(&mut config);
+    Ok(config)
+}
+
+fn set_limits(config: &mut kube::Config) {
     // Retries are ours: the client's own go on for minutes, and would repeat a TokenRequest.
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIME_LIMIT);
     config.read_timeout = Some(SILENCE_LIMIT);
-    Ok(config)
 }
 
 fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
@@ -333,4 +337,70 @@ fn target(listening: SocketAddr) -> anyhow::Result<SocketAddrV4> {
         })?,
     };
     Ok(SocketAddrV4::new(address, listening.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+    use super::*;
+
+    /// Answers lists, and opens watches in which it says nothing.
+    async fn silent_api_server(listener: TcpListener, watches: Arc<AtomicUsize>) {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let watches = Arc::clone(&watches);
+            tokio::spawn(async move {
+                let mut lines = BufReader::new(stream);
+                loop {
+                    let (mut head, mut line) = (String::new(), String::new());
+                    while line != "\r\n" {
+                        line.clear();
+                        if lines.read_line(&mut line).await.unwrap_or_default() == 0 {
+                            return;
+                        }
+                        head.push_str(&line);
+                    }
+                    let answer = if head.contains("watch=true") {
+                        watches.fetch_add(1, Ordering::SeqCst);
+                        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()
+                    } else {
+                        let list =
+                            r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#;
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{list}", list.len())
+                    };
+                    lines.get_mut().write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    }
+
+    /// With the limit that is in force this takes longer than a test may.
+    #[tokio::test]
+    async fn a_watch_that_says_nothing_for_too_long_is_broken_off_and_opened_anew() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let watches = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(silent_api_server(listener, Arc::clone(&watches)));
+        let mut config = kube::Config::new(url.parse().unwrap());
+        set_limits(&mut config);
+        assert_eq!(config.read_timeout, Some(SILENCE_LIMIT));
+        config.read_timeout = Some(Duration::from_millis(200));
+
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (directory, _) = Directory::new(Binding::Required, Default::default(), |_, _| {});
+        let pods = watch::pods(client(config).unwrap(), "node".into(), Arc::new(directory), Arc::clone(&metrics));
+        let broken = metrics.watch_errors.with_label_values(&["pods"]);
+        let seen = async {
+            while broken.get() < 1 || watches.load(Ordering::SeqCst) < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = pods => panic!("it never ends"),
+            seen = tokio::time::timeout(Duration::from_secs(20), seen) => seen.unwrap(),
+        }
+    }
 }
