@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use http::Uri;
 use kube::{client::ClientBuilder, config::KubeConfigOptions};
 use secrecy::SecretString;
 use tokio::{
@@ -20,16 +21,19 @@ use tower::timeout::TimeoutLayer;
 
 use crate::{
     admin::{self, Admin},
-    config::{ApiServer, Config, Intercept, StsLocation},
+    config::{ApiServer, ComposeRoleArn, Config, Intercept, Source, StsLocation},
     credentials::refresher::{Channel, Refresher},
     drain,
     events::{self, Events},
-    identity::{Directory, NodeName, PodUid, Role, Roles, accounts, binding::Binding, links, lookup, watch},
+    identity::{
+        Directory, NodeName, PodUid, Role, Roles, accounts, annotations::PlainNames, binding::Binding, links, lookup,
+        watch,
+    },
     imds::{
         key,
         respond::Imds,
         server::{self, Accept},
-        upstream,
+        upstream::{self, UpstreamError},
     },
     intercept::{self, Firewall, METADATA, Part, guard::Guard, iptables::Iptables, reconcile},
     metrics::Metrics,
@@ -44,7 +48,7 @@ use crate::{
 /// What is in flight may take this long to end.
 const GRACE: Duration = Duration::from_secs(5);
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
-/// Between two questions for the region.
+/// Between two questions to the metadata service.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// From a request to the head of its answer; of a list or a watch, the body comes later.
 const ANSWER_TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -163,9 +167,19 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     spawn(&mut tasks, "look-up of addresses", lookups);
     spawn(&mut tasks, "watch of pods", pods);
+    let (keys, keys_in_force) = tokio::sync::watch::channel(config.annotation_keys);
+    if let Some(compose) = config.compose_role_arn {
+        keys.send_modify(|keys| keys.take_plain_names_for(PlainNames::NotKnownYet));
+        let readiness = Arc::clone(&readiness);
+        spawn(&mut tasks, "account of role names", async move {
+            let of = account(compose, &readiness).await;
+            keys.send_modify(|keys| keys.take_plain_names_for(of));
+            std::future::pending().await
+        });
+    }
     let accounts = accounts::service_accounts(
         client,
-        config.annotation_keys,
+        keys_in_force,
         config.namespace_policy,
         Arc::clone(&directory),
         Arc::clone(&metrics),
@@ -225,11 +239,15 @@ async fn api_server(api_server: &ApiServer) -> anyhow::Result<kube::Config> {
             config
         }
     };
+    set_limits(&mut config);
+    Ok(config)
+}
+
+fn set_limits(config: &mut kube::Config) {
     // Retries are ours: the client's own go on for minutes, and would repeat a TokenRequest.
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIME_LIMIT);
     config.read_timeout = Some(SILENCE_LIMIT);
-    Ok(config)
 }
 
 fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
@@ -253,28 +271,57 @@ fn own_token(config: &kube::Config) -> Option<SecretString> {
     config.auth_info.token.clone().or_else(from_file)
 }
 
-/// The region and endpoint of STS; asks the real metadata service for the region until it answers.
+/// The region and endpoint of STS.
 async fn locate(location: StsLocation, readiness: &Readiness) -> (Option<String>, Option<String>) {
-    let imds = match location {
-        StsLocation::Region(region) => return (Some(region), None),
-        StsLocation::Endpoint { url, region } => return (region, Some(url)),
-        StsLocation::AskImds(imds) => imds,
+    match location {
+        StsLocation::Region(region) => (Some(region), None),
+        StsLocation::Endpoint { url, region } => (region, Some(url)),
+        StsLocation::AskImds(imds) => {
+            let region = answer("--region", &imds, Condition::Region, readiness, upstream::region).await;
+            readiness.holds(Condition::Region);
+            (Some(region), None)
+        }
+    }
+}
+
+/// The account whose roles plain names mean.
+async fn account(compose: ComposeRoleArn, readiness: &Readiness) -> PlainNames {
+    let partition = match compose.partition {
+        Source::Given(partition) => partition,
+        Source::AskImds(imds) => {
+            answer("--aws-partition", &imds, Condition::Account, readiness, upstream::partition).await
+        }
     };
+    let account = match compose.account {
+        Source::Given(account) => account,
+        Source::AskImds(imds) => answer("--aws-account", &imds, Condition::Account, readiness, upstream::account).await,
+    };
+    readiness.holds(Condition::Account);
+    PlainNames::Of { partition, account }
+}
+
+/// What the real metadata service says in place of a flag; asks until it does, and the condition does not hold then.
+async fn answer(
+    flag: &str,
+    imds: &Uri,
+    condition: Condition,
+    readiness: &Readiness,
+    ask: impl AsyncFn(&Uri) -> Result<String, UpstreamError>,
+) -> String {
     let mut told = false;
-    readiness.lacks(Condition::Region, format!("{imds} has not been asked yet"));
+    readiness.lacks(condition, format!("{imds} has not been asked yet"));
     loop {
-        match upstream::region(&imds).await {
-            Ok(region) => {
-                tracing::info!(region, "the metadata service names the region");
-                readiness.holds(Condition::Region);
-                return (Some(region), None);
+        match ask(imds).await {
+            Ok(answer) => {
+                tracing::info!("the metadata service says in place of {flag}: {answer}");
+                return answer;
             }
             Err(error) => {
-                let problem = format!("--region is not given, and {imds} does not name it: {error}");
+                let problem = format!("{flag} is not given, and {imds} does not name it: {error}");
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!("{problem}; it is asked again");
                 }
-                readiness.lacks(Condition::Region, problem);
+                readiness.lacks(condition, problem);
             }
         }
         tokio::time::sleep(ASK_AGAIN).await;
@@ -302,4 +349,70 @@ fn target(listening: SocketAddr) -> anyhow::Result<SocketAddrV4> {
         })?,
     };
     Ok(SocketAddrV4::new(address, listening.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+    use super::*;
+
+    /// Answers lists, and opens watches in which it says nothing.
+    async fn silent_api_server(listener: TcpListener, watches: Arc<AtomicUsize>) {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let watches = Arc::clone(&watches);
+            tokio::spawn(async move {
+                let mut lines = BufReader::new(stream);
+                loop {
+                    let (mut head, mut line) = (String::new(), String::new());
+                    while line != "\r\n" {
+                        line.clear();
+                        if lines.read_line(&mut line).await.unwrap_or_default() == 0 {
+                            return;
+                        }
+                        head.push_str(&line);
+                    }
+                    let answer = if head.contains("watch=true") {
+                        watches.fetch_add(1, Ordering::SeqCst);
+                        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()
+                    } else {
+                        let list =
+                            r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#;
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{list}", list.len())
+                    };
+                    lines.get_mut().write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    }
+
+    /// With the limit that is in force this takes longer than a test may.
+    #[tokio::test]
+    async fn a_watch_that_says_nothing_for_too_long_is_broken_off_and_opened_anew() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let watches = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(silent_api_server(listener, Arc::clone(&watches)));
+        let mut config = kube::Config::new(url.parse().unwrap());
+        set_limits(&mut config);
+        assert_eq!(config.read_timeout, Some(SILENCE_LIMIT));
+        config.read_timeout = Some(Duration::from_millis(200));
+
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (directory, _) = Directory::new(Binding::Required, Default::default(), |_, _| {}, |_, _| {});
+        let pods = watch::pods(client(config).unwrap(), "node".into(), Arc::new(directory), Arc::clone(&metrics));
+        let broken = metrics.watch_errors.with_label_values(&["pods"]);
+        let seen = async {
+            while broken.get() < 1 || watches.load(Ordering::SeqCst) < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = pods => panic!("it never ends"),
+            seen = tokio::time::timeout(Duration::from_secs(20), seen) => seen.unwrap(),
+        }
+    }
 }

@@ -64,7 +64,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", env = "KUBE2IRSA_CLUSTER_NAME")]
     pub cluster_name: Option<String>,
 
-    /// The real metadata service, asked for the region; `off` where there is none.
+    /// The real metadata service, asked for what is not given; `off` where there is none.
     #[arg(long, value_name = "URL|off", default_value = "http://169.254.169.254", env = "KUBE2IRSA_IMDS_ENDPOINT")]
     pub imds_endpoint: String,
 
@@ -92,6 +92,18 @@ pub struct RunArgs {
     /// Prefix of the service accounts' annotations.
     #[arg(long, value_name = "PREFIX", default_value = "eks.amazonaws.com", env = "KUBE2IRSA_ANNOTATION_PREFIX")]
     pub annotation_prefix: String,
+
+    /// Take a role-arn annotation without `arn:` for the name (and path) of a role of one account.
+    #[arg(long, env = "KUBE2IRSA_COMPOSE_ROLE_ARN")]
+    pub compose_role_arn: bool,
+
+    /// The account whose roles --compose-role-arn means. Absent: the node's own, as the real metadata service says.
+    #[arg(long, value_name = "ID", env = "KUBE2IRSA_AWS_ACCOUNT")]
+    pub aws_account: Option<String>,
+
+    /// The partition of that account (aws, aws-cn, …). Absent: the node's own, as the real metadata service says.
+    #[arg(long, value_name = "PARTITION", env = "KUBE2IRSA_AWS_PARTITION")]
+    pub aws_partition: Option<String>,
 
     /// With which power tokens are asked for: as our node, which the API server keeps to its pods (Kubernetes
     /// 1.36), or as ourselves; `auto` finds out.

@@ -18,7 +18,7 @@ use kube::config::{Kubeconfig, NamedCluster};
 use crate::{
     cli::RunArgs,
     credentials::{SessionScope, schedule::Limits},
-    identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
+    identity::{NodeName, annotations::Keys, names, policy::NamespacePolicy},
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -51,6 +51,8 @@ pub struct Config {
     pub token_audience: String,
     /// The annotations that service accounts are read by.
     pub annotation_keys: Keys,
+    /// Whose roles those annotations mean that are no ARN, where they mean any.
+    pub compose_role_arn: Option<ComposeRoleArn>,
     /// How namespaces limit the roles of their pods.
     pub namespace_policy: NamespacePolicy,
     /// With which power tokens are asked for.
@@ -123,6 +125,24 @@ impl StsLocation {
     pub fn is_over_tls(&self) -> bool {
         !matches!(self, Self::Endpoint { url, .. } if url.to_ascii_lowercase().starts_with("http://"))
     }
+}
+
+/// The account whose roles plain names mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComposeRoleArn {
+    /// Its partition.
+    pub partition: Source,
+    /// Its number.
+    pub account: Source,
+}
+
+/// Where something of the node's is known from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A flag.
+    Given(String),
+    /// The real metadata service, at this URL.
+    AskImds(Uri),
 }
 
 /// With which power tokens are asked for.
@@ -302,7 +322,9 @@ impl Config {
                 errors.add(format!("--session-scope {other:?}: must be pod or service-account"), SessionScope::Pod)
             }
         };
-        let location = location(args, &mut errors);
+        let imds = imds(args, &mut errors);
+        let location = location(args, imds.clone(), &mut errors);
+        let compose_role_arn = compose_role_arn(args, imds, &mut errors);
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
             node_name,
@@ -312,6 +334,7 @@ impl Config {
             sts: StsConfig { location, ca_bundle, cluster_name, limits, scope },
             token_audience: args.token_audience.clone(),
             annotation_keys: Keys::new(&args.annotation_prefix),
+            compose_role_arn,
             namespace_policy,
             token_access,
             state_dir: PathBuf::from(&args.state_dir),
@@ -336,14 +359,8 @@ fn limits(args: &RunArgs, errors: &mut Errors) -> Limits {
     Limits { in_flight: usize::from(in_flight), per_second, burst: burst.into() }
 }
 
-fn location(args: &RunArgs, errors: &mut Errors) -> StsLocation {
-    let region = args.region.clone();
-    if let Some(region) = &region
-        && !is_region(region)
-    {
-        errors.add(format!("--region {region:?}: not a region, such as eu-central-1"), ());
-    }
-    let imds = match args.imds_endpoint.as_str() {
+fn imds(args: &RunArgs, errors: &mut Errors) -> Option<Uri> {
+    match args.imds_endpoint.as_str() {
         "off" => None,
         url => match url.parse::<Uri>() {
             Ok(uri) if uri.scheme() == Some(&Scheme::HTTP) && is_bare(&uri) => Some(uri),
@@ -351,7 +368,16 @@ fn location(args: &RunArgs, errors: &mut Errors) -> StsLocation {
                 errors.add(format!("--imds-endpoint {url:?}: must be http://HOST[:PORT] or off"), Some(Uri::default()))
             }
         },
-    };
+    }
+}
+
+fn location(args: &RunArgs, imds: Option<Uri>, errors: &mut Errors) -> StsLocation {
+    let region = args.region.clone();
+    if let Some(region) = &region
+        && !is_region(region)
+    {
+        errors.add(format!("--region {region:?}: not a region, such as eu-central-1"), ());
+    }
     match (&args.sts_endpoint, region, imds) {
         (Some(url), region, _) => {
             if let Err(why) = check_sts(url) {
@@ -367,6 +393,24 @@ fn location(args: &RunArgs, errors: &mut Errors) -> StsLocation {
             errors.add(text.to_owned(), StsLocation::Region(String::new()))
         }
     }
+}
+
+/// The values are judged also where they are of no use yet.
+fn compose_role_arn(args: &RunArgs, imds: Option<Uri>, errors: &mut Errors) -> Option<ComposeRoleArn> {
+    let mut source = |flag: &str, value: &Option<String>, is_one: fn(&str) -> bool, what: &str| match (value, &imds) {
+        (Some(value), _) if is_one(value) => Source::Given(value.clone()),
+        (Some(value), _) => errors.add(format!("{flag} {value:?}: is not {what}"), Source::Given(String::new())),
+        (None, Some(imds)) => Source::AskImds(imds.clone()),
+        (None, None) if !args.compose_role_arn => Source::Given(String::new()),
+        (None, None) => {
+            let text =
+                format!("{flag}: is missing for --compose-role-arn, and with --imds-endpoint off nobody knows it");
+            errors.add(text, Source::Given(String::new()))
+        }
+    };
+    let partition = source("--aws-partition", &args.aws_partition, names::is_partition, "a partition, such as aws-cn");
+    let account = source("--aws-account", &args.aws_account, names::is_account, "an account's 12 digits");
+    args.compose_role_arn.then_some(ComposeRoleArn { partition, account })
 }
 
 fn api_server(kubeconfig: Option<&str>, errors: &mut Errors) -> ApiServer {

@@ -87,6 +87,8 @@ pub struct Metrics {
     pub events: IntCounterVec,
     /// Watches that broke, by resource.
     pub watch_errors: IntCounterVec,
+    /// Events of watches that were older than what was heard before, by resource.
+    pub stale_events: IntCounterVec,
     /// Namespaces whose service accounts are watched.
     pub service_account_watches: IntGauge,
     /// 1 for the mode of token access in force.
@@ -215,6 +217,11 @@ impl Metrics {
             )?,
             events: counters("events_total", "Events on pods, by result: written, failed or dropped.", &["result"])?,
             watch_errors: counters("watch_errors_total", "Watches that broke, by resource.", &["resource"])?,
+            stale_events: counters(
+                "stale_events_total",
+                "Events of watches that said nothing new, by resource; they are not heeded.",
+                &["resource"],
+            )?,
             service_account_watches: gauge(
                 "service_account_watches",
                 "Namespaces whose service accounts are watched.",

@@ -12,6 +12,8 @@ pub enum Condition {
     Rules,
     /// It is known which STS to call.
     Region,
+    /// It is known whose roles plain names mean.
+    Account,
     /// It is decided with which power we ask the API server.
     TokenAccess,
     /// Pods and service accounts have been read.
@@ -21,12 +23,13 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Self; 5] = [Self::Rules, Self::Region, Self::TokenAccess, Self::Watches, Self::Running];
+    const ALL: [Self; 6] = [Self::Rules, Self::Region, Self::Account, Self::TokenAccess, Self::Watches, Self::Running];
 
     fn name(self) -> &'static str {
         match self {
             Self::Rules => "rules",
             Self::Region => "region",
+            Self::Account => "account",
             Self::TokenAccess => "token access",
             Self::Watches => "watches",
             Self::Running => "running",

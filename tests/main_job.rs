@@ -12,7 +12,7 @@ mod support;
 use std::thread;
 
 use sandbox::{client::Report, kubernetes::Grant, network::PodNetwork};
-use support::{Daemon, ask, eventually, metric, role_status, sandbox, sandbox_with, sdk, with_a_pod};
+use support::{Daemon, admin_if_up, ask, eventually, metric, role_status, sandbox, sandbox_with, sdk, with_a_pod};
 
 fn exchanges(sandbox: &sandbox::sandbox::Sandbox) -> u64 {
     sandbox.cloud.sts.call_count("AssumeRoleWithWebIdentity")
@@ -60,6 +60,52 @@ fn a_pod_without_a_role_gets_none() {
     assert!(log.contains("service account team-a/wrong gets no credentials: annotation"), "{log}");
     assert_eq!(metric(&sandbox, "kube2irsa_pods_with_invalid_role"), 1.0);
     assert_eq!(exchanges(&sandbox), 0);
+}
+
+#[test]
+fn a_roles_name_means_a_role_of_the_account_that_is_given_or_that_the_node_is_in() {
+    let sandbox = sandbox();
+    sandbox.add_service_account("team-a", "web", "path/to/web").unwrap();
+    sandbox.annotate("team-a", "web", &[("eks.amazonaws.com/role-arn", "path/to/web")]);
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let flags = ["--compose-role-arn", "--aws-account", "111122223333", "--aws-partition", "aws"];
+    for flags in [&flags[..], &["--compose-role-arn"]] {
+        let daemon = Daemon::ready(&sandbox, flags);
+        let arn = arn(sdk(&sandbox, &web));
+        assert!(arn.starts_with("arn:aws:sts::111122223333:assumed-role/web/"), "{arn}");
+        assert!(daemon.stop().success());
+    }
+    let permitted = |globs: &str| {
+        sandbox.cloud.kubernetes.create_namespace("team-a", &[("kube2irsa.io/permitted-roles", globs)]);
+    };
+    permitted("path/to/*");
+    let _daemon = Daemon::ready(&sandbox, &["--compose-role-arn"]);
+    assert_eq!(role_status(&web), 403, "it is the ARN that a namespace permits");
+    permitted("arn:aws:iam::111122223333:role/path/to/*");
+    eventually("the ARN is permitted", || role_status(&web) == 200);
+}
+
+#[test]
+fn until_the_nodes_account_is_known_a_roles_name_is_nobodys_and_other_pods_are_served() {
+    let (sandbox, web) = with_a_pod();
+    sandbox.add_service_account("team-a", "named", "named").unwrap();
+    sandbox.annotate("team-a", "named", &[("eks.amazonaws.com/role-arn", "named")]);
+    let named = sandbox.add_pod("team-a", "named-0", "named").unwrap();
+    sandbox.cloud.imds.stall(true);
+    let mut daemon = Daemon::started(&sandbox, &["--compose-role-arn", "--region", "eu-central-1"]);
+    eventually("it says what alone it lacks", || {
+        let lacks = admin_if_up(&sandbox, "/readyz").unwrap_or_default();
+        lacks.starts_with("account: --aws-partition is not given, and http://169.254.169.254/")
+            && lacks.lines().count() == 1
+    });
+    assert_eq!((role_status(&web), role_status(&named)), (200, 503));
+    assert_eq!(metric(&sandbox, "kube2irsa_pods_with_invalid_role"), 0.0);
+    sandbox.cloud.imds.stall(false);
+    daemon.wait_until_ready(&sandbox);
+    eventually("its role is known", || role_status(&named) == 200);
+    let arn = arn(sdk(&sandbox, &named));
+    assert!(arn.contains("assumed-role/named/team-a.named-0-"), "{arn}");
+    assert_eq!(sandbox.cloud.imds.credential_requests(), 0);
 }
 
 #[test]

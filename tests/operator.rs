@@ -82,6 +82,8 @@ fn all_that_is_wrong_with_the_flags_is_said_at_once_with_exit_64() {
         "sts-endpoint",
         "imds-endpoint",
         "token-audience",
+        "aws-account",
+        "aws-partition",
         "token-access",
         "state-dir",
         "intercept",

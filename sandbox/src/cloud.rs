@@ -138,6 +138,13 @@ impl Cloud {
         self.api.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
+    /// The Kubernetes API's connections are reset in the middle of whatever they do; new ones are accepted.
+    pub fn reset_api_connections(&self) {
+        if let Some(server) = &*self.api.lock().unwrap_or_else(PoisonError::into_inner) {
+            server.cut_connections();
+        }
+    }
+
     /// The Kubernetes API is there (again), with all that it knew.
     ///
     /// # Errors

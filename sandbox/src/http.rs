@@ -1,11 +1,12 @@
 //! HTTP/1.1 servers of the sandbox: plain or TLS, told when to cut their connections.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, io, net::SocketAddr, os::fd::AsFd as _, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt::Linger};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -51,11 +52,15 @@ impl Server {
                 loop {
                     let Ok((stream, peer)) = listener.accept().await else { continue };
                     let (tls, handler, mut cut) = (tls.clone(), handler.clone(), cut.subscribe());
+                    let socket = stream.as_fd().try_clone_to_owned();
                     tokio::spawn(async move {
                         tokio::select! {
                             () = connection(stream, peer, tls, handler) => {}
-                            // Cut on request, or because the server was dropped.
-                            _ = cut.changed() => {}
+                            // Cut on request, or because the server was dropped: reset, as by a host that died.
+                            _ = cut.changed() => {
+                                let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+                                socket.map(|socket| setsockopt(&socket, Linger, &at_once)).ok();
+                            }
                         }
                     });
                 }
@@ -70,7 +75,7 @@ impl Server {
         self.address
     }
 
-    /// Closes every open connection in the middle of whatever it does; new ones are accepted.
+    /// Resets every open connection in the middle of whatever it does; new ones are accepted.
     pub fn cut_connections(&self) {
         self.cut.send_replace(());
     }

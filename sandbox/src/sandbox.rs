@@ -239,8 +239,31 @@ impl Sandbox {
     /// # Errors
     /// When the kernel refuses its namespace.
     pub fn add_pod(&self, namespace: &str, name: &str, service_account: &str) -> Result<Pod, SandboxError> {
-        let address = Ipv4Addr::new(10, 244, 0, self.next_address.fetch_add(1, Ordering::Relaxed));
-        self.add_pod_at(namespace, name, service_account, address)
+        self.add_pod_at(namespace, name, service_account, self.next_address())
+    }
+
+    /// A pod that runs already, of which kubelet has told nothing yet: the API server knows no address of it.
+    ///
+    /// # Errors
+    /// When the kernel refuses its namespace.
+    pub fn start_pod(&self, namespace: &str, name: &str, service_account: &str) -> Result<Pod, SandboxError> {
+        self.start_pod_at(namespace, name, service_account, self.next_address())
+    }
+
+    fn start_pod_at(
+        &self,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+        address: Ipv4Addr,
+    ) -> Result<Pod, SandboxError> {
+        let link = self.network.add_pod(address)?;
+        let uid = self.create_pod(namespace, name, service_account);
+        Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid, link })
+    }
+
+    fn next_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, 0, self.next_address.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The same, at this address.
@@ -254,10 +277,9 @@ impl Sandbox {
         service_account: &str,
         address: Ipv4Addr,
     ) -> Result<Pod, SandboxError> {
-        let link = self.network.add_pod(address)?;
-        let uid = self.create_pod(namespace, name, service_account);
+        let pod = self.start_pod_at(namespace, name, service_account, address)?;
         self.cloud.kubernetes.run_pod(namespace, name, &[address.into()]);
-        Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid, link })
+        Ok(pod)
     }
 
     /// A pod that the API server knows and that kubelet has not started: it has no address. Returns its UID.

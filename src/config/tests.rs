@@ -62,6 +62,8 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--token-audience", ""),
         ("--namespace-policy", "maybe"),
         ("--annotation-prefix", "eks.amazonaws.com/"),
+        ("--aws-account", "12345678901x"),
+        ("--aws-partition", "azure"),
         ("--state-dir", ""),
         ("--intercept", "ebpf"),
         ("--ca-bundle", no_pem),
@@ -105,7 +107,7 @@ fn signatures_are_for_the_region_that_is_given_or_that_the_endpoint_names() {
     ] {
         assert_eq!(region_of(host).as_deref(), region, "{host}");
     }
-    let location = |flags: &[&str]| location(&args(flags), &mut Errors::default());
+    let location = |flags: &[&str]| location(&args(flags), None, &mut Errors::default());
     let endpoint = |region: &str| {
         let url = "https://sts.eu-central-1.amazonaws.com:443".to_owned();
         StsLocation::Endpoint { url, region: Some(region.to_owned()) }
@@ -131,6 +133,30 @@ fn a_proxy_has_a_host_and_speaks_http() {
     ] {
         assert_eq!(is_proxy(url), good, "{url}");
     }
+}
+
+#[test]
+fn the_account_of_role_names_is_given_or_asked_for_each_part_by_itself() {
+    let kubeconfig = file(KUBECONFIG);
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    let with = |flags: &[&str]| {
+        let given = ["--node-name", "n", "--kubeconfig", kubeconfig, "--region", "eu-central-1"];
+        Config::new(&args(&[&given, flags].concat())).map(|config| config.compose_role_arn)
+    };
+    let (partition, account) = (["--aws-partition", "aws-cn"], ["--aws-account", "111122223333"]);
+    let given = |text: &str| Source::Given(text.to_owned());
+    let asked = || Source::AskImds("http://169.254.169.254".parse().unwrap());
+    let compose = |partition, account| Ok(Some(ComposeRoleArn { partition, account }));
+    assert_eq!(with(&[&partition[..], &account].concat()), Ok(None), "without the flag nothing is composed");
+    assert_eq!(with(&["--imds-endpoint", "off"]), Ok(None));
+    assert_eq!(with(&["--compose-role-arn"]), compose(asked(), asked()));
+    assert_eq!(with(&[&["--compose-role-arn"][..], &account].concat()), compose(asked(), given("111122223333")));
+
+    let off = ["--compose-role-arn", "--imds-endpoint", "off"];
+    let both = [&off[..], &partition, &account].concat();
+    assert_eq!(with(&both), compose(given("aws-cn"), given("111122223333")));
+    assert_eq!(with(&off).unwrap_err().0.len(), 2);
+    assert_eq!(with(&[&off[..], &account].concat()).unwrap_err().0.len(), 1);
 }
 
 #[test]

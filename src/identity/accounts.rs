@@ -4,31 +4,46 @@
 //! So the load on the API server follows the node and not the cluster, and a changed annotation arrives
 //! by itself. Owns the tasks; what they learn goes to the directory.
 
-use std::{collections::HashMap, sync::Arc};
-
-use futures::StreamExt as _;
-use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{
-    Api, Client,
-    core::PartialObjectMeta,
-    runtime::watcher::{self, Event},
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
 };
-use tokio::task::{AbortHandle, JoinSet};
+
+use kube::Client;
+use serde::Deserialize;
+use tokio::{
+    sync::watch::Receiver,
+    task::{AbortHandle, JoinSet},
+};
 
 use super::{
     annotations::Keys,
     caller::ServiceAccount,
+    collection::{Collection, News},
     directory::Directory,
     names::{Namespace, ServiceAccountName},
     policy::{NamespacePolicy, PERMITTED_ROLES, PermittedRoles},
-    watch,
 };
 use crate::metrics::Metrics;
 
+/// An object, but for what we do not need.
+#[derive(Deserialize)]
+struct SlimObject {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: String,
+    uid: String,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
 /// Keeps a watch open for each namespace that the directory wants; ends only when one of them fails for good.
+/// Service accounts are read anew when the keys change.
 pub async fn service_accounts(
     client: Client,
-    keys: Keys,
+    keys: Receiver<Keys>,
     policy: NamespacePolicy,
     directory: Arc<Directory>,
     metrics: Arc<Metrics>,
@@ -50,13 +65,19 @@ pub async fn service_accounts(
         }
         for namespace in namespaces {
             watches.entry(namespace).or_insert_with_key(|namespace| {
-                let (api, namespaces) = (Api::namespaced(client.clone(), namespace.as_str()), Api::all(client.clone()));
-                let (keys, directory, metrics) = (keys.clone(), Arc::clone(&directory), Arc::clone(&metrics));
+                let collection = |resource, path: String, fields| {
+                    let (client, metrics) = (client.clone(), Arc::clone(&metrics));
+                    Collection { client, path, resource, fields, metadata_only: true, metrics }
+                };
                 let permitted = (policy != NamespacePolicy::Off).then(|| {
-                    let (directory, metrics) = (Arc::clone(&directory), Arc::clone(&metrics));
-                    tasks.spawn(permitted_roles(namespaces, namespace.clone(), directory, metrics))
+                    let this_alone = Some(format!("metadata.name={namespace}"));
+                    let this_alone = collection("namespaces", "/api/v1/namespaces".to_owned(), this_alone);
+                    tasks.spawn(permitted_roles(this_alone, namespace.clone(), Arc::clone(&directory)))
                 });
-                let accounts = tasks.spawn(of_namespace(api, namespace.clone(), keys, directory, metrics));
+                let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+                let accounts = collection("serviceaccounts", path, None);
+                let (keys, directory) = (keys.clone(), Arc::clone(&directory));
+                let accounts = tasks.spawn(of_namespace(accounts, namespace.clone(), keys, directory));
                 permitted.into_iter().chain([accounts]).collect()
             });
         }
@@ -68,57 +89,50 @@ pub async fn service_accounts(
     }
 }
 
-async fn of_namespace(
-    api: Api<PartialObjectMeta<v1::ServiceAccount>>,
-    namespace: Namespace,
-    keys: Keys,
-    directory: Arc<Directory>,
-    metrics: Arc<Metrics>,
-) {
-    let watch = watcher::watcher(api, watch::config());
-    let mut events = std::pin::pin!(watch::events(watch, "serviceaccounts", &metrics, || {}));
-    let mut listed = HashMap::new();
-    while let Some(event) = events.next().await {
-        match event {
-            Event::Init => listed.clear(),
-            Event::InitApply(account) => listed.extend(read(&keys, account.metadata)),
-            Event::InitDone => directory.reset_accounts(&namespace, std::mem::take(&mut listed)),
-            Event::Apply(account) => {
-                if let Some((name, account)) = read(&keys, account.metadata) {
-                    directory.apply_account(&namespace, name, account);
-                }
+async fn of_namespace(accounts: Collection, namespace: Namespace, mut keys: Receiver<Keys>, directory: Arc<Directory>) {
+    loop {
+        let current = keys.borrow_and_update().clone();
+        let heard = |news| match news {
+            News::All(accounts) => {
+                let accounts = accounts.into_iter().map(|account| read(&current, account));
+                directory.reset_accounts(&namespace, accounts.collect());
             }
-            Event::Delete(account) => {
-                if let Some((name, account)) = read(&keys, account.metadata) {
-                    directory.delete_account(&namespace, &name, &account.uid);
-                }
+            News::Changed(account) => {
+                let (name, account) = read(&current, account);
+                directory.apply_account(&namespace, name, account);
             }
+            News::Unreadable(account) => directory.withhold_account(&namespace, &account.name.into()),
+            News::Gone(account) => directory.delete_account(&namespace, &account.name.into(), &account.uid.into()),
+        };
+        tokio::select! {
+            () = accounts.follow(|| {}, heard) => return,
+            Ok(()) = keys.changed() => {}
         }
     }
 }
 
-async fn permitted_roles(
-    api: Api<PartialObjectMeta<v1::Namespace>>,
-    namespace: Namespace,
-    directory: Arc<Directory>,
-    metrics: Arc<Metrics>,
-) {
-    let config = watch::config().fields(&format!("metadata.name={namespace}"));
-    let mut events = std::pin::pin!(watch::events(watcher::watcher(api, config), "namespaces", &metrics, || {}));
-    while let Some(event) = events.next().await {
-        match event {
-            Event::InitApply(object) | Event::Apply(object) => {
-                let annotations = object.metadata.annotations.unwrap_or_default();
-                let permitted = annotations.get(PERMITTED_ROLES).map(|text| PermittedRoles::new(text));
-                directory.apply_permitted(&namespace, permitted);
-            }
-            // Its pods end with it.
-            Event::Init | Event::InitDone | Event::Delete(_) => {}
+async fn permitted_roles(this_alone: Collection, namespace: Namespace, directory: Arc<Directory>) {
+    let permits = |object: &SlimObject| {
+        object.metadata.annotations.as_ref()?.get(PERMITTED_ROLES).map(|globs| PermittedRoles::new(globs))
+    };
+    let heard = |news| match news {
+        // One that cannot be read permits nothing.
+        News::All(objects) => {
+            directory.apply_permitted(&namespace, objects.first().map_or_else(nothing, permits));
         }
-    }
+        News::Changed(object) => directory.apply_permitted(&namespace, permits(&object)),
+        News::Unreadable(_) => directory.apply_permitted(&namespace, nothing()),
+        // Its pods end with it.
+        News::Gone(_) => {}
+    };
+    this_alone.follow(|| {}, heard).await;
 }
 
-fn read(keys: &Keys, metadata: ObjectMeta) -> Option<(ServiceAccountName, ServiceAccount)> {
+fn nothing() -> Option<PermittedRoles> {
+    Some(PermittedRoles::new(""))
+}
+
+fn read(keys: &Keys, SlimObject { metadata }: SlimObject) -> (ServiceAccountName, ServiceAccount) {
     let wishes = keys.read(&metadata.annotations.unwrap_or_default());
-    Some((metadata.name?.into(), ServiceAccount { uid: metadata.uid?.into(), wishes }))
+    (metadata.name.into(), ServiceAccount { uid: metadata.uid.into(), wishes })
 }

@@ -5,7 +5,7 @@
 //!
 //! Source: [amazon-eks-pod-identity-webhook](https://github.com/aws/amazon-eks-pod-identity-webhook).
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{
     names::{Namespace, NotARoleArn, RoleArn},
@@ -88,6 +88,14 @@ pub enum AnnotationError {
         /// Why.
         error: NotARoleArn,
     },
+    /// The role is a name of an account that is not known yet.
+    #[error("annotation {key}: the account of role {name:?} is not known yet")]
+    AccountNotKnown {
+        /// The annotation.
+        key: String,
+        /// The name.
+        name: String,
+    },
     /// The session's duration is none that AWS allows.
     #[error("annotation {SESSION_DURATION}: {text:?} is not a number of seconds from 900 to {longest}")]
     SessionDuration {
@@ -118,9 +126,27 @@ pub enum AnnotationError {
     },
 }
 
-/// The keys with the prefix in force.
+/// What a role that is no ARN (has no `arn:` in it) is taken for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PlainNames {
+    /// An error.
+    #[default]
+    Refused,
+    /// The name, with its path, of a role of an account that is not known yet.
+    NotKnownYet,
+    /// The name, with its path, of a role of this account.
+    Of {
+        /// The account's partition.
+        partition: String,
+        /// The account's number.
+        account: String,
+    },
+}
+
+/// The keys with the prefix in force, and how they are read.
 #[derive(Clone, Debug)]
 pub struct Keys {
+    plain_names: PlainNames,
     role_arn: String,
     audience: String,
     regional: String,
@@ -131,10 +157,16 @@ impl Keys {
     #[must_use]
     pub fn new(prefix: &str) -> Self {
         Self {
+            plain_names: PlainNames::default(),
             role_arn: format!("{prefix}/role-arn"),
             audience: format!("{prefix}/audience"),
             regional: format!("{prefix}/sts-regional-endpoints"),
         }
+    }
+
+    /// From now on roles that are no ARN are taken for this.
+    pub fn take_plain_names_for(&mut self, plain_names: PlainNames) {
+        self.plain_names = plain_names;
     }
 
     /// What the annotations of a service account say; `None` if they name no role.
@@ -148,7 +180,7 @@ impl Keys {
         let target = target(get(TARGET_ROLE_ARN), get(EXTERNAL_ID))?;
         let longest = if target.is_some() { LONGEST_CHAINED } else { *SESSION_LIMITS.end() };
         let main = Wish {
-            role: parse_role(&self.role_arn, role)?,
+            role: self.role(role)?,
             target,
             audience: get(&self.audience).map(str::to_owned),
             session_seconds: session_seconds(get(SESSION_DURATION), longest)?,
@@ -166,6 +198,20 @@ impl Keys {
             additional.push((name, Wish { role, target: None, ..main.clone() }));
         }
         Ok(Some(Wishes { main, additional }))
+    }
+
+    fn role(&self, text: &str) -> Result<RoleArn, AnnotationError> {
+        let arn = match &self.plain_names {
+            PlainNames::NotKnownYet if !text.contains("arn:") => {
+                return Err(AnnotationError::AccountNotKnown { key: self.role_arn.clone(), name: text.to_owned() });
+            }
+            // As the webhook does it: what stands there is appended, a slash at its beginning too.
+            PlainNames::Of { partition, account } if !text.contains("arn:") => {
+                Cow::from(format!("arn:{partition}:iam::{account}:role/{text}"))
+            }
+            PlainNames::Refused | PlainNames::NotKnownYet | PlainNames::Of { .. } => Cow::from(text),
+        };
+        parse_role(&self.role_arn, &arn)
     }
 }
 
@@ -333,6 +379,33 @@ mod tests {
         let target = [(TARGET_ROLE_ARN, "arn:aws:iam::444455556666:role/logs"), (ADDITIONAL_ROLE_ARNS, &one)];
         let error = read_with_role(&target).unwrap_err();
         assert_eq!(error, AnnotationError::SameName("logs".to_owned()), "that of the role which the pod ends up with");
+    }
+
+    #[test]
+    fn a_name_is_a_role_of_the_account_where_that_is_wanted_and_known() {
+        let read = |names: &PlainNames, role: &str| {
+            let mut keys = Keys::new(EKS_PREFIX);
+            keys.take_plain_names_for(names.clone());
+            keys.read(&BTreeMap::from([("eks.amazonaws.com/role-arn".to_owned(), role.to_owned())]))
+        };
+        let of = PlainNames::Of { partition: "aws-cn".to_owned(), account: "111122223333".to_owned() };
+        for (value, arn) in [
+            ("web", "arn:aws-cn:iam::111122223333:role/web"),
+            ("team/a/web", "arn:aws-cn:iam::111122223333:role/team/a/web"),
+            ("/web", "arn:aws-cn:iam::111122223333:role//web"),
+            (ROLE, ROLE),
+        ] {
+            assert_eq!(read(&of, value).unwrap().unwrap().main.role.as_str(), arn, "{value}");
+        }
+        assert_eq!(read(&of, ""), Ok(None), "no role, and not one without a name");
+        for value in ["team/", "a b", "x:role/web", "*", "arn:web", "my-arn:web"] {
+            assert!(matches!(read(&of, value), Err(AnnotationError::Role { .. })), "{value}");
+        }
+        let error = |names: &PlainNames, value: &str| read(names, value).unwrap_err();
+        assert!(matches!(error(&PlainNames::NotKnownYet, "web"), AnnotationError::AccountNotKnown { .. }));
+        assert!(matches!(error(&PlainNames::NotKnownYet, "arn:web"), AnnotationError::Role { .. }));
+        assert_eq!(read(&PlainNames::NotKnownYet, ROLE).unwrap().unwrap().main.role.as_str(), ROLE);
+        assert!(matches!(error(&PlainNames::Refused, "web"), AnnotationError::Role { .. }));
     }
 
     #[test]

@@ -155,6 +155,7 @@ impl ServiceAccount {
                 let additional = additional.iter().map(|(name, wish)| (name.clone(), grant(wish)));
                 Roles { main: grant(main), additional: additional.collect() }
             }
+            Err(AnnotationError::AccountNotKnown { .. }) => Roles { main: Role::Unknown, ..Roles::default() },
             Err(error) => Roles { main: Role::Invalid(error.clone()), ..Roles::default() },
         }
     }

@@ -296,6 +296,15 @@ impl Directory {
         self.publish_namespace(&mut state, namespace);
     }
 
+    /// A service account that cannot be read: nothing that it said before holds.
+    pub fn withhold_account(&self, namespace: &Namespace, name: &ServiceAccountName) {
+        let mut state = self.state();
+        if let Some(accounts) = state.accounts.get_mut(namespace) {
+            accounts.by_name.remove(name);
+        }
+        self.publish_namespace(&mut state, namespace);
+    }
+
     /// These are all the service accounts of a namespace.
     pub fn reset_accounts(&self, namespace: &Namespace, accounts: HashMap<ServiceAccountName, ServiceAccount>) {
         let mut state = self.state();

@@ -10,10 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::{Api, Client, api::ListParams};
+use kube::Client;
 use tokio::sync::mpsc;
 
-use super::{directory::Directory, names::NodeName, watch::SlimPod};
+use super::{
+    directory::Directory,
+    names::NodeName,
+    watch::{ReadPod, pods_of},
+};
 use crate::{clock, metrics::Metrics};
 
 /// Look-ups of a node in one second, at the most.
@@ -31,21 +35,18 @@ pub async fn look_up(
     metrics: Arc<Metrics>,
     mut asked: mpsc::Receiver<IpAddr>,
 ) {
-    let pods = Api::<SlimPod>::all(client);
     let mut limits = Limits::default();
     while let Some(address) = asked.recv().await {
         if !limits.allow(address, clock::now().monotonic) {
             metrics.lookups.with_label_values(&["limited"]).inc();
             continue;
         }
-        let selector = format!("spec.nodeName={node},status.podIP={address}");
         let deletions = directory.deletions();
-        let params = ListParams::default().fields(&selector);
-        let result = match tokio::time::timeout(TIME_LIMIT, pods.list(&params)).await {
-            Ok(Ok(list)) => {
-                let found = list.items.into_iter().filter_map(SlimPod::read).collect::<Vec<_>>();
+        let at_address = pods_of(client.clone(), &node, &format!(",status.podIP={address}"), Arc::clone(&metrics));
+        let result = match tokio::time::timeout(TIME_LIMIT, at_address.list()).await {
+            Ok(Ok((found, _))) => {
                 let result = if found.is_empty() { "nobody" } else { "found" };
-                found.into_iter().for_each(|pod| directory.found_pod(pod, deletions));
+                found.into_iter().for_each(|ReadPod(pod)| directory.found_pod(pod, deletions));
                 result
             }
             Ok(Err(error)) => {

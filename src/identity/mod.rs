@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod annotations;
 pub mod binding;
 pub mod caller;
+mod collection;
 pub mod directory;
 pub mod index;
 pub mod links;

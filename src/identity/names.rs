@@ -91,19 +91,29 @@ impl std::str::FromStr for RoleArn {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let valid = || {
-            let (partition, rest) = text.strip_prefix("arn:aws")?.split_once(':')?;
+            let (partition, rest) = text.strip_prefix("arn:")?.split_once(':')?;
             let (account, role) = rest.strip_prefix("iam::")?.split_once(":role/")?;
-            let partition_chars = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             let role_chars = |c: char| c.is_ascii_alphanumeric() || "_+=,.@/-".contains(c);
-            (partition.chars().all(partition_chars)
-                && account.len() == 12
-                && account.bytes().all(|b| b.is_ascii_digit())
+            (is_partition(partition)
+                && is_account(account)
                 && role.chars().all(role_chars)
                 && !role.rsplit('/').next()?.is_empty())
             .then_some(())
         };
         valid().map(|()| Self(text.into())).ok_or_else(|| NotARoleArn(text.chars().take(200).collect()))
     }
+}
+
+/// Whether the text is a partition of AWS: `aws[a-z0-9-]*`.
+#[must_use]
+pub fn is_partition(text: &str) -> bool {
+    text.starts_with("aws") && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// Whether the text is an account of AWS: 12 digits.
+#[must_use]
+pub fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 impl fmt::Display for RoleArn {

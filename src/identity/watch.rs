@@ -3,59 +3,45 @@
 //! Owns the slim form in which pods are read. A pod whose form we do not understand is taken out of the
 //! directory (nobody is served on its address) and never stops the watch.
 
-use std::{
-    borrow::Cow,
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, sync::Arc};
 
-use futures::{Stream, StreamExt as _};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::{
-    Api, Client, Resource,
-    core::NamespaceResourceScope,
-    runtime::{
-        WatchStreamExt as _,
-        utils::Backoff,
-        watcher::{self, Event},
-    },
-};
-use serde::{Deserialize, de::IgnoredAny};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Client;
+use serde::Deserialize;
 
 use super::{
+    collection::{Collection, News},
     directory::Directory,
     index::Pod,
-    names::{NodeName, PodUid},
+    names::NodeName,
 };
 use crate::metrics::Metrics;
 
-/// Pauses between attempts to reach the API server double from the first to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A watch that broke after this long starts again with the first pause.
-const GOOD_AFTER: Duration = Duration::from_secs(30);
-/// The server ends a watch after this many seconds; the client notices a dead one 5 s later.
-const WATCH_SECONDS: u32 = 290;
+/// A pod that was read.
+#[derive(Deserialize)]
+#[serde(try_from = "SlimPod")]
+pub(super) struct ReadPod(pub(super) Pod);
 
 /// A pod as the API server sends it, but for what we do not need.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct SlimPod {
+#[derive(Deserialize)]
+struct SlimPod {
+    metadata: Metadata,
+    spec: Spec,
     #[serde(default)]
-    metadata: ObjectMeta,
-    spec: Lenient<Spec>,
-    #[serde(default)]
-    status: Lenient<Status>,
+    status: Status,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-enum Lenient<T> {
-    Parsed(T),
-    Other(IgnoredAny),
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    namespace: String,
+    uid: String,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Spec {
     service_account_name: Option<String>,
@@ -65,29 +51,29 @@ struct Spec {
     volumes: Vec<Volume>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Deserialize)]
 struct Volume {
     projected: Option<Projected>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Deserialize)]
 struct Projected {
     sources: Option<Vec<Source>>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Source {
     service_account_token: Option<ProjectedToken>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Deserialize)]
 struct ProjectedToken {
     /// Without one the token is for the API server.
     audience: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
     phase: Option<String>,
@@ -100,12 +86,12 @@ struct Status {
     init_container_statuses: Vec<ContainerStatus>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Deserialize)]
 struct PodIp {
     ip: IpAddr,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ContainerStatus {
     #[serde(default)]
@@ -114,13 +100,13 @@ struct ContainerStatus {
     last_state: ContainerState,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 struct ContainerState {
     running: Option<Started>,
     terminated: Option<Started>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Started {
     started_at: Option<Time>,
@@ -142,156 +128,53 @@ impl Spec {
     }
 }
 
-impl<T: Default> Default for Lenient<T> {
-    fn default() -> Self {
-        Self::Parsed(T::default())
-    }
-}
+// === impl ReadPod ===
 
-// === impl SlimPod ===
+/// The pod's form is not what we know.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is missing")]
+struct Missing(&'static str);
 
-impl SlimPod {
-    fn uid(&self) -> Option<PodUid> {
-        self.metadata.uid.as_deref().map(PodUid::from)
-    }
+impl TryFrom<SlimPod> for ReadPod {
+    type Error = Missing;
 
-    /// `None` where the pod's form is not what we know.
-    pub(super) fn read(self) -> Option<Pod> {
-        let (Lenient::Parsed(mut spec), Lenient::Parsed(status)) = (self.spec, self.status) else { return None };
-        let started = status.start_time.or(self.metadata.creation_timestamp)?;
+    fn try_from(SlimPod { metadata, mut spec, status }: SlimPod) -> Result<Self, Missing> {
+        let started = status.start_time.or(metadata.creation_timestamp).ok_or(Missing("its time"))?;
+        let account = spec.service_account_name.take().filter(|name| !name.is_empty());
         let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses);
-        Some(Pod {
-            uid: self.metadata.uid?.into(),
-            namespace: self.metadata.namespace?.into(),
-            name: Arc::from(self.metadata.name?),
-            service_account: spec.service_account_name.take().filter(|name| !name.is_empty())?.into(),
+        Ok(Self(Pod {
+            uid: metadata.uid.into(),
+            namespace: metadata.namespace.into(),
+            name: Arc::from(metadata.name),
+            service_account: account.ok_or(Missing("its service account"))?.into(),
             host_network: spec.host_network,
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-            terminating: self.metadata.deletion_timestamp.is_some(),
+            terminating: metadata.deletion_timestamp.is_some(),
             container_started: containers.clone().filter_map(ContainerStatus::started).max(),
             running: containers.any(|container| container.state.running.is_some()),
             addresses: status.pod_ips.iter().map(|pod_ip| pod_ip.ip.to_canonical()).collect(),
             started: u64::try_from(started.0.as_second()).unwrap_or_default(),
             token_audiences: spec.token_audiences(),
-        })
+        }))
     }
 }
 
-impl Resource for SlimPod {
-    type DynamicType = ();
-    type Scope = NamespaceResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        "Pod".into()
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        "".into()
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        "pods".into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
+/// The pods of a node, as the API server has them; of those, the ones that `also` selects.
+pub(super) fn pods_of(client: Client, node: &NodeName, also: &str, metrics: Arc<Metrics>) -> Collection {
+    let fields = Some(format!("spec.nodeName={node}{also}"));
+    Collection { client, path: "/api/v1/pods".to_owned(), resource: "pods", fields, metadata_only: false, metrics }
 }
 
 /// Keeps the directory's pods as the API server has them; never ends.
 pub async fn pods(client: Client, node: NodeName, directory: Arc<Directory>, metrics: Arc<Metrics>) {
-    let config = config().fields(&format!("spec.nodeName={node}"));
-    let watch = watcher::watcher(Api::<SlimPod>::all(client), config);
     // What is not known yet may be there already: nobody is told for certain that they are unknown.
-    let broken = || directory.pods_may_lag();
-    let mut events = std::pin::pin!(events(watch, "pods", &metrics, broken));
-    let read = |pod: SlimPod| {
-        let uid = pod.uid();
-        pod.read().ok_or_else(|| {
-            metrics.unreadable_objects.inc();
-            tracing::warn!(?uid, "a pod of this node has a form that we do not understand; it is not served");
-            uid
-        })
+    let interrupted = || directory.pods_may_lag();
+    let heard = |news| match news {
+        News::All(pods) => directory.reset_pods(pods.into_iter().map(|ReadPod(pod)| pod).collect()),
+        News::Changed(ReadPod(pod)) => directory.apply_pod(pod),
+        News::Unreadable(pod) | News::Gone(pod) => directory.delete_pod(&pod.uid.into()),
     };
-    let mut listed = Vec::new();
-    while let Some(event) = events.next().await {
-        match event {
-            Event::Init => listed.clear(),
-            Event::InitApply(pod) => listed.extend(read(pod)),
-            Event::InitDone => directory.reset_pods(std::mem::take(&mut listed)),
-            Event::Apply(pod) => match read(pod) {
-                Ok(pod) => directory.apply_pod(pod),
-                Err(Some(uid)) => directory.delete_pod(&uid),
-                Err(None) => {}
-            },
-            Event::Delete(pod) => {
-                if let Some(uid) = pod.uid() {
-                    directory.delete_pod(&uid);
-                }
-            }
-        }
-    }
-}
-
-/// How we watch: list in pages with the resource version unset, so that a lagging API server cannot name
-/// dead pods' addresses; then watch with bookmarks.
-pub(super) fn config() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH_SECONDS)
-}
-
-/// The events of a watch; its errors are counted, logged and waited out.
-pub(super) fn events<K: Clone>(
-    watch: impl Stream<Item = watcher::Result<Event<K>>> + Send,
-    resource: &'static str,
-    metrics: &Metrics,
-    broken: impl Fn(),
-) -> impl Stream<Item = Event<K>> {
-    let errors = metrics.watch_errors.with_label_values(&[resource]);
-    watch.backoff(Pauses::default()).filter_map(move |event| {
-        let event = event
-            .inspect_err(|error| {
-                errors.inc();
-                broken();
-                tracing::warn!(resource, %error, "the watch broke; it is resumed");
-            })
-            .ok();
-        async move { event }
-    })
-}
-
-/// Pauses between attempts.
-///
-/// `reset` does nothing: kube's watcher calls it for the event that only announces a list, so that an API
-/// server that is away would be asked at the first pause for ever. What ends a series is time.
-#[derive(Default)]
-struct Pauses {
-    last: Option<(Duration, Instant)>,
-}
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let now = crate::clock::now().monotonic;
-        let pause = match self.last {
-            Some((last, at)) if now.duration_since(at) < last + GOOD_AFTER => (last * 2).min(LONGEST_PAUSE),
-            Some(_) | None => FIRST_PAUSE,
-        };
-        self.last = Some((pause, now));
-        Some(pause.mul_f64(0.5 + fastrand::f64() / 2.0))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {}
+    pods_of(client, &node, "", metrics).follow(interrupted, heard).await;
 }
 
 #[cfg(test)]
@@ -301,7 +184,7 @@ mod tests {
     use super::*;
 
     fn read(pod: serde_json::Value) -> Option<Pod> {
-        serde_json::from_value::<SlimPod>(pod).unwrap().read()
+        serde_json::from_value::<ReadPod>(pod).ok().map(|ReadPod(pod)| pod)
     }
 
     #[test]
@@ -370,15 +253,5 @@ mod tests {
         ] {
             assert_eq!(read(json!({"metadata": metadata, "spec": spec, "status": status})), None, "{spec} {status}");
         }
-    }
-
-    #[test]
-    fn pauses_grow_to_the_longest_whatever_is_reset() {
-        let mut pauses = Pauses::default();
-        for _ in 0..10 {
-            pauses.reset();
-            assert!(pauses.next().unwrap() <= LONGEST_PAUSE);
-        }
-        assert_eq!(pauses.last.unwrap().0, LONGEST_PAUSE);
     }
 }

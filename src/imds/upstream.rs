@@ -7,11 +7,16 @@ use http::{Method, Request, StatusCode, Uri, header::HOST, uri::Authority};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use tokio::net::TcpStream;
+
+use crate::identity::names::{is_account, is_partition};
 
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 const LARGEST_ANSWER: usize = 4 * 1024;
 const REGION: &str = "/latest/meta-data/placement/region";
+const PARTITION: &str = "/latest/meta-data/services/partition";
+const IDENTITY: &str = "/latest/dynamic/instance-identity/document";
 
 /// The real metadata service did not say.
 #[derive(Debug, thiserror::Error)]
@@ -46,18 +51,45 @@ pub enum UpstreamError {
 /// # Errors
 /// When the service at `endpoint` (http) does not say.
 pub async fn region(endpoint: &Uri) -> Result<String, UpstreamError> {
-    tokio::time::timeout(TIME_LIMIT, ask_region(endpoint)).await.map_err(|_| UpstreamError::TimedOut)?
+    let plausible = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    read(endpoint, REGION, |text| (!text.is_empty() && text.bytes().all(plausible)).then_some(text)).await
 }
 
-async fn ask_region(endpoint: &Uri) -> Result<String, UpstreamError> {
-    let token = ask(endpoint, Method::PUT, "/latest/api/token", ("x-aws-ec2-metadata-token-ttl-seconds", "60")).await?;
-    let region = ask(endpoint, Method::GET, REGION, ("x-aws-ec2-metadata-token", token.trim())).await?;
-    let plausible = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if !region.is_empty() && region.bytes().all(plausible) {
-        Ok(region)
-    } else {
-        Err(UpstreamError::Unreadable { path: REGION })
+/// The partition that the node runs in, such as `aws`.
+///
+/// # Errors
+/// When the service at `endpoint` (http) does not say.
+pub async fn partition(endpoint: &Uri) -> Result<String, UpstreamError> {
+    read(endpoint, PARTITION, |text| is_partition(&text).then_some(text)).await
+}
+
+/// The account that the node belongs to: 12 digits.
+///
+/// # Errors
+/// When the service at `endpoint` (http) does not say.
+pub async fn account(endpoint: &Uri) -> Result<String, UpstreamError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Identity {
+        account_id: String,
     }
+    let account = |text: String| Some(serde_json::from_str::<Identity>(&text).ok()?.account_id);
+    read(endpoint, IDENTITY, |text| account(text).filter(|account| is_account(account))).await
+}
+
+/// What is at `path`, in a session of its own; `parse` says `None` where it cannot be that.
+async fn read(
+    endpoint: &Uri,
+    path: &'static str,
+    parse: impl FnOnce(String) -> Option<String>,
+) -> Result<String, UpstreamError> {
+    let ttl = ("x-aws-ec2-metadata-token-ttl-seconds", "60");
+    let asked = async {
+        let token = ask(endpoint, Method::PUT, "/latest/api/token", ttl).await?;
+        ask(endpoint, Method::GET, path, ("x-aws-ec2-metadata-token", token.trim())).await
+    };
+    let text = tokio::time::timeout(TIME_LIMIT, asked).await.map_err(|_| UpstreamError::TimedOut)??;
+    parse(text).ok_or(UpstreamError::Unreadable { path })
 }
 
 /// One request on a connection of its own: the service may close after each.

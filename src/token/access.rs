@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::{Api, Client, api::ListParams};
+use kube::{Client, api::ListParams, core::Request};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 
@@ -188,9 +188,10 @@ impl Decision {
     }
 
     async fn list(&self, mode: Mode) -> Trial {
-        let pods = Api::<k8s_openapi::api::core::v1::Pod>::all(self.access.of(mode));
         let params = ListParams::default().fields(&format!("spec.nodeName={}", self.node)).limit(1);
-        match tokio::time::timeout(TIME_LIMIT, pods.list_metadata(&params)).await {
+        let Ok(request) = Request::new("/api/v1/pods").list_metadata(&params) else { return Trial::NotMade };
+        // Whether there is a list is all that matters, and not whether its one pod can be read.
+        match tokio::time::timeout(TIME_LIMIT, self.access.of(mode).request_text(request)).await {
             Ok(Ok(_)) => Trial::Allowed,
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => Trial::Forbidden(status.message.clone()),
             Ok(Err(kube::Error::Api(status))) => Trial::Unclear(format!("{} {}", status.code, status.message)),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::{Response, StatusCode, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{
@@ -41,6 +41,8 @@ pub enum Fault {
     Stall,
     /// Answered late.
     Delay(Duration),
+    /// Answered after all history was compacted: what continues a list or watches on gets 410.
+    Compaction,
 }
 
 /// What is wrong with a token that a TokenRequest is answered with. The rest of the answer stays as it was.
@@ -84,6 +86,7 @@ pub(super) struct Watches {
     pub(super) held: bool,
     pub(super) cut: u64,
     pub(super) ended: u64,
+    pub(super) torn: u64,
 }
 
 // === impl Target ===
@@ -152,6 +155,17 @@ impl Faults {
         self.watches.send_modify(|watches| watches.cut += 1);
     }
 
+    /// Breaks off every open watch in the middle of the next event that it sends.
+    pub fn tear_next_event(&self) {
+        self.watches.send_modify(|watches| watches.torn += 1);
+    }
+
+    /// Sends every open watch of a resource an `ERROR` event, and ends it then, as a real server does.
+    pub fn fail_watches(&self, resource: Resource, code: StatusCode) {
+        let event = json!({ "type": "ERROR", "object": Status::fault(code).object() });
+        self.store.tell(Some(resource), &Signal::Last(format!("{event}\n")));
+    }
+
     /// Ends every open watch as a server does when its time is up.
     pub fn end_watches(&self) {
         self.watches.send_modify(|watches| watches.ended += 1);
@@ -179,7 +193,12 @@ impl Faults {
 
     /// Sends what was written after a resource version to the open watches once more, as it was then.
     pub fn replay_events(&self, after: u64) {
-        self.store.replay(after);
+        self.store.replay(after, u64::MAX);
+    }
+
+    /// The same, but no more than what was written up to another resource version: it ends in the past.
+    pub fn replay_events_between(&self, after: u64, up_to: u64) {
+        self.store.replay(after, up_to);
     }
 
     /// Writes an object that carries `content` beside its name, uid and version, and that no typed
@@ -241,7 +260,14 @@ impl Faults {
     pub(super) async fn strike(&self, verb: &str, resource: &str) -> Option<Response<Body>> {
         let mut cleared = self.cleared.subscribe();
         match self.next(verb, resource)? {
-            Fault::Answer(code) => Some(Status::fault(code).response()),
+            Fault::Answer(code) => {
+                let mut response = Status::fault(code).response();
+                if code == StatusCode::SERVICE_UNAVAILABLE {
+                    // As a server does that is shutting down: another one may answer at once.
+                    response.headers_mut().insert(header::RETRY_AFTER, 1.into());
+                }
+                Some(response)
+            }
             Fault::TooManyRequests { retry_after } => {
                 let body = "Too many requests, please try again later.\n".to_owned();
                 let mut response = typed_response(StatusCode::TOO_MANY_REQUESTS, "text/plain; charset=utf-8", body);
@@ -254,6 +280,10 @@ impl Faults {
             }
             Fault::Delay(delay) => {
                 tokio::time::sleep(delay).await;
+                None
+            }
+            Fault::Compaction => {
+                self.store.compact();
                 None
             }
         }

@@ -56,6 +56,8 @@ pub(super) enum Signal {
     Bookmark { revision: u64, initial_events_end: bool },
     /// A line as it stands, for faults.
     Line(String),
+    /// The same, and the end.
+    Last(String),
 }
 
 /// Where a watch begins.
@@ -209,10 +211,11 @@ impl Store {
         state.watchers.retain(|(_, watcher)| watcher.send(signal.clone()).is_ok());
     }
 
-    /// Sends what was written after a revision to every open watch once more.
-    pub(super) fn replay(&self, after: u64) {
+    /// Sends what was written after a revision and up to another to every open watch once more.
+    pub(super) fn replay(&self, after: u64, up_to: u64) {
         let mut state = lock(&self.state);
-        let changes = state.history.iter().filter(|change| change.revision > after).cloned().collect::<Vec<_>>();
+        let replayed = |change: &&Arc<Change>| change.revision > after && change.revision <= up_to;
+        let changes = state.history.iter().filter(replayed).cloned().collect::<Vec<_>>();
         for change in changes {
             state.tell(change.key.resource, &Signal::Replay(change.clone()));
         }

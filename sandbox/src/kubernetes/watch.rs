@@ -18,7 +18,7 @@ use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -137,6 +137,7 @@ impl Watch {
             if now.ended != self.begun.ended {
                 return;
             }
+            let mut last = false;
             let line = tokio::select! {
                 biased;
                 () = self.lines.closed() => return,
@@ -146,7 +147,10 @@ impl Watch {
                     Err(_) => return,
                 },
                 signal = self.signals.recv(), if !now.held => match signal {
-                    Some(signal) => self.selection.line(&signal),
+                    Some(signal) => {
+                        last = matches!(signal, Signal::Last(_));
+                        self.selection.line(&signal)
+                    }
                     None => return,
                 },
                 () = sleep_until(bookmark.unwrap_or(self.end)), if !now.held && bookmark.is_some() => {
@@ -159,9 +163,18 @@ impl Watch {
                     self.selection.line(&Signal::Bookmark { revision, initial_events_end: false })
                 }
             };
-            if let Some(line) = line
-                && self.lines.send(Ok(line)).await.is_err()
-            {
+            let Some(mut line) = line else { continue };
+            let torn = now.torn != self.begun.torn;
+            if torn {
+                line.truncate(line.len() / 2);
+            }
+            if self.lines.send(Ok(line)).await.is_err() || last {
+                return;
+            }
+            if torn {
+                // What was sent is to arrive before the end.
+                sleep(Duration::from_millis(50)).await;
+                self.lines.send(Err(io::ErrorKind::ConnectionReset.into())).await.ok();
                 return;
             }
         }
@@ -195,7 +208,7 @@ impl Selection {
                 }
                 ("BOOKMARK", object)
             }
-            Signal::Line(line) => return Some(line.clone().into()),
+            Signal::Line(line) | Signal::Last(line) => return Some(line.clone().into()),
         };
         let object = self.form.object(self.resource, &object).ok()?;
         Some(format!("{}\n", json!({ "type": kind, "object": object })).into())
