@@ -140,6 +140,11 @@ impl Kubernetes {
         })
     }
 
+    /// Writes an object as it is given, with all that controllers and clients have left in it, as from a backup.
+    pub fn restore(&self, resource: Resource, object: Value) {
+        self.inner.store.write(&Key::of(resource, &object), |_| Some(object));
+    }
+
     fn ensure_namespace(&self, name: &str) {
         if self.inner.store.get(&Key::new(Resource::Namespaces, "", name)).is_none() {
             self.create_namespace(name, &[]);
