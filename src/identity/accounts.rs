@@ -1,4 +1,4 @@
-//! The watches of service accounts: one for each namespace with a pod on this node, metadata only; and, where
+//! The watches of service accounts: one for each namespace with a pod on this node; and, where
 //! namespaces limit roles, one of each such namespace itself.
 //!
 //! So the load on the API server follows the node and not the cluster, and a changed annotation arrives
@@ -10,7 +10,6 @@ use futures::StreamExt as _;
 use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Client,
-    core::PartialObjectMeta,
     runtime::watcher::{self, Event},
 };
 use tokio::task::{AbortHandle, JoinSet};
@@ -19,11 +18,16 @@ use super::{
     annotations::Keys,
     caller::ServiceAccount,
     directory::Directory,
+    metadata::MetadataOf,
     names::{Namespace, ServiceAccountName},
     policy::{NamespacePolicy, PERMITTED_ROLES, PermittedRoles},
     watch,
 };
 use crate::metrics::Metrics;
+
+/// Service accounts that are listed at once. All namespaces are listed at the same time, so that a page is what the
+/// start's memory is a multiple of; a namespace with more is rare.
+const PAGE: u32 = 100;
 
 /// Keeps a watch open for each namespace that the directory wants; ends only when one of them fails for good.
 pub async fn service_accounts(
@@ -69,13 +73,13 @@ pub async fn service_accounts(
 }
 
 async fn of_namespace(
-    api: Api<PartialObjectMeta<v1::ServiceAccount>>,
+    api: Api<MetadataOf<v1::ServiceAccount>>,
     namespace: Namespace,
     keys: Keys,
     directory: Arc<Directory>,
     metrics: Arc<Metrics>,
 ) {
-    let watch = watcher::watcher(api, watch::config());
+    let watch = watcher::watcher(api, watch::config().page_size(PAGE));
     let mut events = std::pin::pin!(watch::events(watch, "serviceaccounts", &metrics, || {}));
     let mut listed = HashMap::new();
     while let Some(event) = events.next().await {
@@ -98,7 +102,7 @@ async fn of_namespace(
 }
 
 async fn permitted_roles(
-    api: Api<PartialObjectMeta<v1::Namespace>>,
+    api: Api<MetadataOf<v1::Namespace>>,
     namespace: Namespace,
     directory: Arc<Directory>,
     metrics: Arc<Metrics>,

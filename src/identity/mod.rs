@@ -12,6 +12,7 @@ pub mod directory;
 pub mod index;
 pub mod links;
 pub mod lookup;
+mod metadata;
 pub mod names;
 mod netlink;
 pub mod policy;

@@ -26,6 +26,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use super::{
     directory::Directory,
     index::Pod,
+    metadata,
     names::{NodeName, PodUid},
 };
 use crate::metrics::Metrics;
@@ -41,7 +42,7 @@ const WATCH_SECONDS: u32 = 290;
 /// A pod as the API server sends it, but for what we do not need.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct SlimPod {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "metadata::read")]
     metadata: ObjectMeta,
     spec: Lenient<Spec>,
     #[serde(default)]
