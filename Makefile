@@ -3,7 +3,7 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients test-apiserver test-histories lint fmt deny bench ci
+.PHONY: help sandbox test test-clients test-apiserver test-histories lint fmt deny bench bench-scale ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ deny: $(CARGO_DENY) ## Check licences, bans and sources of dependencies
 
 bench: ## Measure a cached request against a bare hyper server (root); see bench/README.md
 	cargo bench --locked --bench cached
+
+bench-scale: ## Measure memory, watches and traffic on a full node of a large cluster (root; 20 minutes)
+	cargo bench --locked --bench scale
 
 ci: ## Do all that CI does
 	.ci/run

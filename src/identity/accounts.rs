@@ -26,6 +26,10 @@ use super::{
 };
 use crate::metrics::Metrics;
 
+/// All namespaces are listed at the same time, so that a page is what the start's memory is a multiple of; a namespace
+/// with more service accounts is rare.
+const PAGE: u32 = 100;
+
 /// An object, but for what we do not need.
 #[derive(Deserialize)]
 struct SlimObject {
@@ -67,7 +71,7 @@ pub async fn service_accounts(
             watches.entry(namespace).or_insert_with_key(|namespace| {
                 let collection = |resource, path: String, fields| {
                     let (client, metrics) = (client.clone(), Arc::clone(&metrics));
-                    Collection { client, path, resource, fields, metadata_only: true, metrics }
+                    Collection { client, path, resource, fields, metadata_only: true, page: PAGE, metrics }
                 };
                 let permitted = (policy != NamespacePolicy::Off).then(|| {
                     let this_alone = Some(format!("metadata.name={namespace}"));

@@ -30,7 +30,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const GOOD_AFTER: Duration = Duration::from_secs(30);
 /// The server ends a watch after this many seconds.
 const WATCH_SECONDS: u32 = 290;
-const PAGE: u32 = 500;
 
 /// What is followed.
 pub(super) struct Collection {
@@ -43,6 +42,8 @@ pub(super) struct Collection {
     pub(super) fields: Option<String>,
     /// Whether their metadata is all that is asked for.
     pub(super) metadata_only: bool,
+    /// How many are listed at once.
+    pub(super) page: u32,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -176,7 +177,7 @@ impl Collection {
     /// All objects that can be read, and the resource version at which they were so.
     pub(super) async fn list<T: DeserializeOwned>(&self) -> Result<(Vec<T>, String), Interruption> {
         let request = Request::new(&self.path);
-        let mut params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }.limit(PAGE);
+        let mut params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }.limit(self.page);
         let mut objects = Vec::new();
         loop {
             let request = if self.metadata_only { request.list_metadata(&params) } else { request.list(&params) };

@@ -159,10 +159,14 @@ impl TryFrom<SlimPod> for ReadPod {
     }
 }
 
+/// More than a node has.
+const PAGE: u32 = 500;
+
 /// The pods of a node, as the API server has them; of those, the ones that `also` selects.
 pub(super) fn pods_of(client: Client, node: &NodeName, also: &str, metrics: Arc<Metrics>) -> Collection {
     let fields = Some(format!("spec.nodeName={node}{also}"));
-    Collection { client, path: "/api/v1/pods".to_owned(), resource: "pods", fields, metadata_only: false, metrics }
+    let path = "/api/v1/pods".to_owned();
+    Collection { client, path, resource: "pods", fields, metadata_only: false, page: PAGE, metrics }
 }
 
 /// Keeps the directory's pods as the API server has them; never ends.

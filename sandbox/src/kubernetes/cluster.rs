@@ -115,7 +115,7 @@ impl Kubernetes {
     /// All Events, as `events.k8s.io/v1` shows them.
     #[must_use]
     pub fn events(&self) -> Vec<Value> {
-        let snapshot = self.inner.store.snapshot(Resource::Events, None);
+        let snapshot = self.inner.store.snapshot(Resource::Events, "", None);
         snapshot.map(|now| now.objects.values().map(|event| event.as_ref().clone()).collect()).unwrap_or_default()
     }
 
@@ -145,6 +145,11 @@ impl Kubernetes {
             Some(user) => node::admit(user, access, store, (namespace, name), request),
             None => Ok(()),
         })
+    }
+
+    /// Writes an object as it is given, with all that controllers and clients have left in it, as from a backup.
+    pub fn restore(&self, resource: Resource, object: Value) {
+        self.inner.store.write(&Key::of(resource, &object), |_| Some(object));
     }
 
     fn ensure_namespace(&self, name: &str) {

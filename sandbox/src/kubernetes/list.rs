@@ -86,7 +86,7 @@ pub(super) async fn list(
             exact(options).then_some(revision)
         }
     };
-    let snapshot = store.snapshot(resource, revision).map_err(|_| match &start {
+    let snapshot = store.snapshot(resource, namespace, revision).map_err(|_| match &start {
         Some(start) => Status::expired_continue(Continuation::encode(-1, start.clone())),
         None => Status::expired("The resourceVersion for the provided list is too old."),
     })?;
@@ -138,7 +138,6 @@ fn page(
     let mut in_scope = snapshot
         .objects
         .iter()
-        .filter(|(key, _)| namespace.is_empty() || !resource.namespaced() || key.namespace == namespace)
         .map(|(key, object)| (path(key), object))
         .filter(|(path, _)| start.is_none_or(|start| path.as_str() >= start))
         .collect::<Vec<_>>();

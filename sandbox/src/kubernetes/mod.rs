@@ -27,6 +27,7 @@ mod serve;
 mod status;
 mod store;
 mod token;
+mod traffic;
 mod watch;
 
 use std::{
@@ -50,6 +51,7 @@ use self::{
     access::{Access, Subject},
     auth::Users,
     store::Store,
+    traffic::Traffic,
 };
 use crate::issuer::Issuer;
 
@@ -85,6 +87,7 @@ struct Inner {
     faults: Faults,
     requests: Mutex<Vec<RecordedRequest>>,
     watches: Watches,
+    traffic: Traffic,
 }
 
 /// The watches that are open.
@@ -115,6 +118,7 @@ impl Kubernetes {
             access: Access::default(),
             requests: Mutex::default(),
             watches: Watches::default(),
+            traffic: Traffic::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -168,6 +172,11 @@ impl Kubernetes {
         self.inner.store.compact();
     }
 
+    /// Forgets history up to a resource version, as a real server does every five minutes with what is older.
+    pub fn compact_to(&self, revision: u64) {
+        self.inner.store.compact_to(revision);
+    }
+
     /// The resource version of the latest write.
     #[must_use]
     pub fn resource_version(&self) -> u64 {
@@ -184,6 +193,12 @@ impl Kubernetes {
     #[must_use]
     pub fn open_watches(&self) -> Vec<RecordedRequest> {
         lock(&self.inner.watches.open).values().cloned().collect()
+    }
+
+    /// Bytes of the bodies that were sent so far, by verb and resource.
+    #[must_use]
+    pub fn bytes_sent(&self) -> BTreeMap<(String, String), u64> {
+        self.inner.traffic.sent()
     }
 
     fn record(&self, request: &RecordedRequest) {

@@ -59,10 +59,9 @@ pub(super) fn authorize(node: &str, request: &RequestInfo, query: &Query, store:
 /// Whether the pod is on the node, or the service account that of a pod on the node.
 fn is_related(store: &Store, node: &str, resource: Resource, namespace: &str, name: &str) -> bool {
     let text = |pod: &Value, pointer: &str| pod.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let Ok(pods) = store.snapshot(Resource::Pods, None) else { return false };
+    let Ok(pods) = store.snapshot(Resource::Pods, namespace, None) else { return false };
     pods.objects.iter().any(|(key, pod)| {
-        key.namespace == namespace
-            && text(pod, "/spec/nodeName") == node
+        text(pod, "/spec/nodeName") == node
             && match resource {
                 Resource::Pods => key.name == name,
                 _ => text(pod, "/spec/serviceAccountName") == name,

@@ -38,6 +38,11 @@ impl Kubernetes {
     pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let query = Query::parse(request.uri().query());
         let info = RequestInfo::new(request.method(), request.uri().path(), &query);
+        let response = self.answer(request, &query, &info).await;
+        self.inner.traffic.count(&info.verb, &info.qualified(), response)
+    }
+
+    async fn answer(&self, request: Request<Incoming>, query: &Query, info: &RequestInfo) -> Response<Body> {
         let mut record = RecordedRequest {
             verb: info.verb.clone(),
             resource: info.qualified(),
@@ -50,7 +55,7 @@ impl Kubernetes {
         let user = users.authenticate(request.headers(), issuer, store);
         let user = user.and_then(|user| {
             record.user.clone_from(&user.name);
-            let impersonated = impersonation::impersonated(request.headers(), &user, &info, access)?;
+            let impersonated = impersonation::impersonated(request.headers(), &user, info, access)?;
             Ok(impersonated.inspect(|node| record.impersonated.clone_from(&node.name)).unwrap_or(user))
         });
         self.record(&record);
@@ -61,11 +66,11 @@ impl Kubernetes {
         if let Some(response) = self.inner.faults.strike(&record.verb, &record.resource).await {
             return response;
         }
-        if let Err(status) = access.authorize(&user, &info, &query, store) {
+        if let Err(status) = access.authorize(&user, info, query, store) {
             return status.response();
         }
         let served = match info.is_resource {
-            true => self.resource(request, &info, &query, record, &user).await,
+            true => self.resource(request, info, query, record, &user).await,
             false => Ok(self.path(request.method(), &info.path, request.headers())),
         };
         served.unwrap_or_else(|status| status.response())
@@ -168,7 +173,7 @@ impl Kubernetes {
         store.reached(wanted).await.map_err(|now| Status::too_large_resource_version(wanted, now))?;
         // Any state will do at version 0, also that of a cache that lags.
         let lagging = self.inner.faults.lagging().filter(|_| version == "0");
-        let snapshot = lagging.and_then(|revision| store.snapshot(key.resource, Some(revision)).ok());
+        let snapshot = lagging.and_then(|revision| store.snapshot(key.resource, &key.namespace, Some(revision)).ok());
         let object = match snapshot {
             Some(snapshot) => snapshot.objects.get(key).cloned(),
             None => store.get(key),

@@ -141,8 +141,11 @@ impl Store {
         self.revision.send_replace(revision);
     }
 
-    /// The state at a revision, or now.
-    pub(super) fn snapshot(&self, resource: Resource, at: Option<u64>) -> Result<Snapshot, Compacted> {
+    /// The state of a namespace, or of all if it is empty, at a revision, or now.
+    pub(super) fn snapshot(&self, resource: Resource, namespace: &str, at: Option<u64>) -> Result<Snapshot, Compacted> {
+        let first = Key::new(resource, namespace, "");
+        let within =
+            |key: &Key| key.resource == resource && (first.namespace.is_empty() || key.namespace == first.namespace);
         let state = lock(&self.state);
         let revision = at.unwrap_or(state.revision);
         if revision < state.compacted {
@@ -150,12 +153,12 @@ impl Store {
         }
         let mut objects = state
             .objects
-            .iter()
-            .filter(|(key, _)| key.resource == resource)
+            .range(&first..)
+            .take_while(|(key, _)| within(key))
             .map(|(key, object)| (key.clone(), object.clone()))
             .collect::<BTreeMap<_, _>>();
         for change in state.history.iter().rev().take_while(|change| change.revision > revision) {
-            if change.key.resource == resource {
+            if within(&change.key) {
                 match &change.before {
                     Some(object) => objects.insert(change.key.clone(), object.clone()),
                     None => objects.remove(&change.key),
@@ -228,6 +231,14 @@ impl Store {
         state.compacted = state.revision;
         state.history.clear();
         self.revision.send_replace(state.revision);
+    }
+
+    /// Forgets the history up to a revision, as an API server does every five minutes with what is older than that.
+    pub(super) fn compact_to(&self, revision: u64) {
+        let mut state = lock(&self.state);
+        state.compacted = state.compacted.max(revision.min(state.revision));
+        let compacted = state.compacted;
+        state.history.retain(|change| change.revision > compacted);
     }
 
     /// Waits until the state is at least as new as `revision`; the present revision, if that is never.
