@@ -1,10 +1,12 @@
 //! A cached credential request, through the real redirect, against a bare hyper server that returns the same
-//! bytes: server CPU and latency, or (`-- instructions`) instructions as callgrind counts them.
+//! bytes: server CPU and latency, or (`-- counts`) instructions and allocations as valgrind counts them; and
+//! (`-- first`) the first three requests of a pod whose credentials were fetched before it asked.
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::{
     convert::Infallible,
     fs,
+    io::{Read as _, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
@@ -29,6 +31,8 @@ use tokio::{
 
 const CONNECTIONS: u64 = 32;
 const ROUNDS: usize = 5;
+/// Of the first requests.
+const PODS: usize = 200;
 const REQUESTS: u64 = 64_000;
 const PATH: &str = "/latest/meta-data/iam/security-credentials/web";
 const BARE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(sandbox::network::NODE_ADDRESS), 9269);
@@ -40,9 +44,10 @@ fn main() -> anyhow::Result<()> {
     let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench").collect::<Vec<_>>();
     match arguments.first().map(String::as_str) {
         Some("bare") => bare(Path::new(arguments.get(1).context("the body's file is missing")?)),
-        Some("instructions") => instructions(),
+        Some("counts") => counts(),
+        Some("first") => first(),
         None => cpu(),
-        Some(other) => bail!("{other}: try no argument, or instructions"),
+        Some(other) => bail!("{other}: try no argument, counts or first"),
     }
 }
 
@@ -207,31 +212,102 @@ fn cpu() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn instructions() -> anyhow::Result<()> {
+/// What valgrind counts, for one request.
+fn counts() -> anyhow::Result<()> {
     let bench = Bench::new()?;
-    let mut results = Vec::new();
-    for daemon in [true, false] {
-        let mut totals = Vec::new();
-        for requests in COUNTED {
-            let out = bench.sandbox.directory().join("callgrind");
-            let flag = format!("--callgrind-out-file={}", out.display());
-            let under = ["valgrind", "--tool=callgrind", &flag];
-            let (mut process, server) =
-                if daemon { (bench.daemon(&under)?, METADATA) } else { (bench.bare(&under)?, BARE) };
-            bench.load(server, requests)?;
-            process.signal(Signal::SIGTERM)?;
-            process.wait()?;
-            let text = fs::read_to_string(out)?;
-            let total =
-                text.lines().find_map(|line| line.strip_prefix("totals: ")).context("callgrind counted nothing")?;
-            totals.push(total.trim().parse::<f64>()?);
-        }
-        let more = f64::from(u32::try_from(COUNTED[1] - COUNTED[0])?);
-        results.push((totals[1] - totals[0]) / more);
-    }
+    let out = bench.sandbox.directory().join("counted");
+    let callgrind = ["--tool=callgrind".to_owned(), format!("--callgrind-out-file={}", out.display())];
+    let memcheck = ["--tool=memcheck", "--leak-check=no", "--undef-value-errors=no"].map(str::to_owned);
+    let memcheck = [&memcheck[..], &[format!("--log-file={}", out.display())]].concat();
     row("", "kube2irsa", "bare hyper", "ratio");
-    compare("instructions a request, user space", results[0], results[1]);
+    for (name, tool, before) in [
+        ("instructions a request, user space", &callgrind[..], "totals: "),
+        ("allocations a request", &memcheck, "total heap usage: "),
+    ] {
+        let of = |daemon| {
+            counted(&bench, daemon, tool, || {
+                let text = fs::read_to_string(&out)?;
+                let total = text.lines().find_map(|line| Some(line.split_once(before)?.1));
+                let number = total.context("valgrind counted nothing")?.split(' ').next().unwrap_or_default();
+                Ok(number.replace(',', "").parse::<f64>()?)
+            })
+        };
+        compare(name, of(true)?, of(false)?);
+    }
     Ok(())
+}
+
+/// The difference between two runs of different length.
+fn counted(
+    bench: &Bench,
+    daemon: bool,
+    tool: &[String],
+    total: impl Fn() -> anyhow::Result<f64>,
+) -> anyhow::Result<f64> {
+    let under = ["valgrind"].into_iter().chain(tool.iter().map(String::as_str)).collect::<Vec<_>>();
+    let mut totals = Vec::new();
+    for requests in COUNTED {
+        let (mut process, server) =
+            if daemon { (bench.daemon(&under)?, METADATA) } else { (bench.bare(&under)?, BARE) };
+        bench.load(server, requests)?;
+        process.signal(Signal::SIGTERM)?;
+        process.wait()?;
+        totals.push(total()?);
+    }
+    let more = f64::from(u32::try_from(COUNTED[1] - COUNTED[0])?);
+    Ok((totals[1] - totals[0]) / more)
+}
+
+/// A pod appears, its credentials are fetched, it asks as an SDK does: token, name, document, on one connection.
+fn first() -> anyhow::Result<()> {
+    let bench = Bench::new()?;
+    let _daemon = bench.daemon(&[])?;
+    let mut times = Vec::new();
+    for number in 0..PODS {
+        let fetched = bench.sandbox.cloud.sts.calls().len();
+        let pod = bench.sandbox.add_pod("team-a", &format!("first-{number}"), "web")?;
+        while bench.sandbox.cloud.sts.calls().len() == fetched {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        times.push(pod.network().enter(three_requests)??);
+        bench.sandbox.remove_pod(pod)?;
+    }
+    println!("{:<46} {:>12.0}", "first three requests, µs, p50", percentile(&times, 50));
+    println!("{:<46} {:>12.0}", "first three requests, µs, p99", percentile(&times, 99));
+    println!("{PODS} pods, one after the other; to connect is part of it");
+    Ok(())
+}
+
+fn three_requests() -> anyhow::Result<Duration> {
+    let start = Instant::now();
+    let mut stream = std::net::TcpStream::connect(METADATA)?;
+    stream.set_nodelay(true)?;
+    let mut ask = |line: &str, headers: &str| -> anyhow::Result<String> {
+        stream.write_all(format!("{line} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n").as_bytes())?;
+        let mut buffer = vec![0; 16 * 1024];
+        let mut read = 0;
+        // A body is shorter than a packet: it comes with its head, or soon after.
+        while !buffer[..read].windows(4).any(|window| window == b"\r\n\r\n") || buffer[..read].ends_with(b"\r\n\r\n") {
+            let more = stream.read(&mut buffer[read..])?;
+            if more == 0 {
+                bail!("the server closed");
+            }
+            read += more;
+        }
+        let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").context("no head")?;
+        if !head.starts_with("HTTP/1.1 200") {
+            bail!("refused: {head}");
+        }
+        Ok(body.to_owned())
+    };
+    let token = ask("PUT /latest/api/token", "Content-Length: 0\r\nX-Aws-Ec2-Metadata-Token-Ttl-Seconds: 21600\r\n")?;
+    let session = format!("X-Aws-Ec2-Metadata-Token: {token}\r\n");
+    let folder = PATH.trim_end_matches("web");
+    let name = ask(&format!("GET {folder}"), &session)?;
+    ask(&format!("GET {folder}{name}"), &session)?;
+    Ok(start.elapsed())
 }
 
 /// Time on a CPU, user and system, of all threads.

@@ -110,7 +110,7 @@ fn two_hundred_and_fifty_cold_pods_are_ready_when_the_budget_says_so() {
         seconds += 1;
     }
     assert!((46..=100).contains(&seconds), "{seconds}");
-    assert_eq!(node.calls.len(), 250);
+    assert_eq!(node.fetched.len(), 250);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn in_normal_running_at_least_five_twelfths_of_a_life_are_left() {
             least = least.min(left);
         }
         assert!(least >= 5.0 / 12.0, "{life}: {least}");
-        let renewals = node.calls.len() - 250;
+        let renewals = node.fetched.len() - 250;
         // Six lives, a renewal each half of a life or up to a tenth of it earlier.
         assert!((250 * 11..=250 * 16).contains(&renewals), "{life}: {renewals}");
     }
@@ -140,7 +140,7 @@ fn sts_away_for_an_hour_is_not_noticed_while_credentials_live_and_makes_no_stamp
     assert_eq!(all_ask(&mut node).0, 250);
     // Renewals are due from 24 to 30 minutes on.
     node.answer = Answer::Fails(Failure::Transient);
-    let before = node.calls.len();
+    let before = node.fetched.len();
     let mut failed_at = None;
     for minute in 0..60 {
         node.pass(Duration::from_secs(60));
@@ -154,17 +154,17 @@ fn sts_away_for_an_hour_is_not_noticed_while_credentials_live_and_makes_no_stamp
     assert!((33..=36).contains(&failed_at), "the first request without credentials, in minute {failed_at}");
     let pod = node.pods()[0];
     assert_eq!(node.ask(pod), Err(Some(Failure::Transient)));
-    let tries = node.calls.len() - before;
+    let tries = node.fetched.len() - before;
     assert!(tries <= 5 * 3600 + 20, "{tries}");
 
     node.answer = Answer::Good;
-    let before = node.calls.len();
+    let before = node.fetched.len();
     let mut seconds = 0;
     while all_ask(&mut node).0 < 250 {
         node.pass(Duration::from_secs(1));
         seconds += 1;
     }
-    let calls = node.calls.len() - before;
+    let calls = node.fetched.len() - before;
     println!("away: {tries} calls in an hour; back: all served after {seconds} s with {calls} calls");
     assert!(calls <= 250 + 16, "each once, and what was in flight: {calls}");
     assert!(seconds <= 100, "{seconds}");
@@ -178,8 +178,8 @@ fn a_role_that_is_refused_costs_little_however_often_it_is_asked_for() {
         assert!(node.ask(1).is_err());
         node.pass(Duration::from_millis(60));
     }
-    println!("{} calls for 10,000 requests in ten minutes", node.calls.len());
-    assert!((20..=50).contains(&node.calls.len()), "{}", node.calls.len());
+    println!("{} calls for 10,000 requests in ten minutes", node.fetched.len());
+    assert!((20..=50).contains(&node.fetched.len()), "{}", node.fetched.len());
     // Mended in the service account: its slot is another.
     node.retire(1);
     node.answer = Answer::Good;

@@ -42,8 +42,10 @@ pub(super) struct Simulation {
     pub(super) life: Duration,
     /// Whom STS refuses in any case.
     pub(super) refused: BTreeSet<Key>,
-    /// When each call of STS began.
-    pub(super) calls: Vec<(Instant, Key)>,
+    /// When each fetch began.
+    pub(super) fetched: Vec<Instant>,
+    /// When each call of STS was made: some fetches make two.
+    calls: Vec<Instant>,
     limits: Limits,
     schedule: Schedule,
     pods: BTreeMap<Key, Pod>,
@@ -60,6 +62,7 @@ impl Simulation {
             latency: Duration::from_millis(200),
             life: Duration::from_secs(3600),
             refused: BTreeSet::new(),
+            fetched: Vec::new(),
             calls: Vec::new(),
             limits,
             schedule: Schedule::new(limits, now),
@@ -181,6 +184,7 @@ impl Simulation {
             shortened: false,
         };
         let calls = self.random.u32(1..=2);
+        self.calls.extend((1..calls).map(|_| self.now.monotonic));
         let refused = self.refused.contains(&key);
         let answer = if refused { Answer::Fails(Failure::Permanent) } else { self.answer };
         self.schedule.ended(key, calls, answer == Answer::Fails(Failure::Throttled), self.now);
@@ -218,12 +222,15 @@ impl Simulation {
         let first = waiting.values().min();
         assert!(late || waiting.get(&key) == first, "{:?} before {first:?}", waiting.get(&key));
         self.fetches.insert((self.now.monotonic + self.latency, key));
-        self.calls.push((self.now.monotonic, key));
         assert!(self.fetches.len() <= self.limits.in_flight, "too many in flight");
-        // Within any time no more than the burst and what the rate gives.
-        for (number, (at, _)) in (1_u32..).zip(self.calls.iter().rev().take(12)) {
+        self.fetched.push(self.now.monotonic);
+        self.calls.push(self.now.monotonic);
+        // Within any time no more than the burst and what the rate gives, but for what fetches in flight turned out
+        // to need.
+        let burst = f64::from(self.limits.burst) + self.limits.in_flight as f64;
+        for (number, at) in (1_u32..).zip(self.calls.iter().rev().take(24)) {
             let since = self.now.monotonic - *at;
-            let may = f64::from(self.limits.burst) + self.limits.per_second * since.as_secs_f64();
+            let may = burst + self.limits.per_second * since.as_secs_f64();
             assert!(f64::from(number) <= may + 1e-6, "{number} calls in {since:?}, not {may}");
         }
     }
