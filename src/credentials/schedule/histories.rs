@@ -189,6 +189,17 @@ fn a_role_that_is_refused_costs_little_however_often_it_is_asked_for() {
 }
 
 #[test]
+fn where_sts_asks_for_fewer_calls_the_burst_is_forfeited() {
+    let mut node = Simulation::new(fastrand::Rng::with_seed(7), Limits { in_flight: 1, per_second: 1.0, burst: 10 });
+    node.answer = Answer::Fails(Failure::Throttled);
+    (1..=5).for_each(|pod| node.foresee(pod));
+    node.pass(Duration::from_millis(900));
+    assert_eq!(node.fetched.len(), 1);
+    node.pass(Duration::from_millis(9_000));
+    assert!(node.fetched.len() > 1);
+}
+
+#[test]
 fn pods_whose_role_is_refused_do_not_keep_others_from_their_renewals() {
     let limits = Limits { in_flight: 16, per_second: 1.0, burst: 5 };
     let mut node = Simulation::new(fastrand::Rng::with_seed(7), limits);
