@@ -130,6 +130,8 @@ impl Simulation {
                 self.fetches.remove(&(at, key));
                 self.fetched(key);
             }
+            let timer = self.schedule.timers.first();
+            assert!(timer.is_none_or(|(at, _)| *at >= self.now.monotonic), "a timer was slept through");
             for key in self.schedule.due(self.now) {
                 self.due(key);
             }
