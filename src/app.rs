@@ -30,6 +30,7 @@ use crate::{
         watch,
     },
     imds::{
+        facts::Facts,
         key,
         respond::Imds,
         server::{self, Accept},
@@ -147,7 +148,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     spawn(&mut tasks, "refresher", refresher);
 
-    let imds = Imds::new(Arc::clone(&directory), Arc::clone(&store), session_key, Arc::clone(&metrics));
+    let facts = Facts::new(&config.facts);
+    tokio::spawn(facts.clone().learn(config.facts));
+    let imds = Imds::new(Arc::clone(&directory), Arc::clone(&store), session_key, facts, Arc::clone(&metrics));
     let accept = match config.intercept {
         Intercept::None => Accept::All,
         Intercept::Iptables => Accept::Redirected(METADATA.into()),

@@ -56,6 +56,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "REGION", env = "KUBE2IRSA_REGION")]
     pub region: Option<String>,
 
+    /// Availability zone that pods are told. Absent: the one that the real metadata service names, if any.
+    #[arg(long, value_name = "ZONE", env = "KUBE2IRSA_AVAILABILITY_ZONE")]
+    pub availability_zone: Option<String>,
+
+    /// Instance id that pods are told. Absent: the one that the real metadata service names, if any.
+    #[arg(long, value_name = "ID", env = "KUBE2IRSA_INSTANCE_ID")]
+    pub instance_id: Option<String>,
+
     /// STS endpoint instead of the region's own (a VPC endpoint, say); plain http only on loopback.
     #[arg(long, value_name = "URL", env = "KUBE2IRSA_STS_ENDPOINT")]
     pub sts_endpoint: Option<String>,

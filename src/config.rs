@@ -19,6 +19,7 @@ use crate::{
     cli::RunArgs,
     credentials::{SessionScope, schedule::Limits},
     identity::{NodeName, annotations::Keys, names, policy::NamespacePolicy},
+    imds::facts::Given,
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -57,6 +58,8 @@ pub struct Config {
     pub namespace_policy: NamespacePolicy,
     /// With which power tokens are asked for.
     pub token_access: TokenAccess,
+    /// What pods are told of the node.
+    pub facts: Given,
     /// Where the session key is kept.
     pub state_dir: PathBuf,
     /// How requests are redirected.
@@ -324,6 +327,7 @@ impl Config {
         };
         let imds = imds(args, &mut errors);
         let location = location(args, imds.clone(), &mut errors);
+        let facts = facts(args, imds.clone(), &mut errors);
         let compose_role_arn = compose_role_arn(args, imds, &mut errors);
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
@@ -337,6 +341,7 @@ impl Config {
             compose_role_arn,
             namespace_policy,
             token_access,
+            facts,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
             log_format,
@@ -357,6 +362,23 @@ fn limits(args: &RunArgs, errors: &mut Errors) -> Limits {
             if COUNTS.contains(&number) { number } else { errors.add(format!("{flag} {number}: is not {COUNT}"), 1) }
         });
     Limits { in_flight: usize::from(in_flight), per_second, burst: burst.into() }
+}
+
+fn facts(args: &RunArgs, imds: Option<Uri>, errors: &mut Errors) -> Given {
+    for (flag, value) in [("--availability-zone", &args.availability_zone), ("--instance-id", &args.instance_id)] {
+        if let Some(value) = value
+            && (value.is_empty() || !value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
+        {
+            errors.add(format!("{flag} {value:?}: holds something else than letters, digits and -"), ());
+        }
+    }
+    Given {
+        region: args.region.clone(),
+        zone: args.availability_zone.clone(),
+        instance_id: args.instance_id.clone(),
+        account: args.aws_account.clone(),
+        imds,
+    }
 }
 
 fn imds(args: &RunArgs, errors: &mut Errors) -> Option<Uri> {

@@ -26,14 +26,17 @@ pub enum RequestKind {
     RoleName,
     /// A role's document.
     RoleDocument,
+    /// What is said of the node, or of the role beside its credentials.
+    Node,
     /// Anything else.
     Other,
 }
 
-const KINDS: [(RequestKind, &str); 4] = [
+const KINDS: [(RequestKind, &str); 5] = [
     (RequestKind::Token, "token"),
     (RequestKind::RoleName, "role_name"),
     (RequestKind::RoleDocument, "role_document"),
+    (RequestKind::Node, "node"),
     (RequestKind::Other, "other"),
 ];
 

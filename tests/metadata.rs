@@ -9,8 +9,11 @@
 
 mod support;
 
-use sandbox::sandbox::{Pod, Sandbox};
-use support::{Daemon, ROLE_NAME, ask, connect, metric, pod, with_a_pod, with_an_account};
+use sandbox::{
+    cloud::ACCOUNT,
+    sandbox::{METADATA, Pod, Sandbox, get},
+};
+use support::{Daemon, ROLE_NAME, ask, connect, eventually, metric, pod, with_a_pod, with_an_account};
 
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "X-aws-ec2-metadata-token";
@@ -119,11 +122,77 @@ fn a_token_that_is_not_the_pods_own_is_refused() {
     assert!(metric(&sandbox, "kube2irsa_bad_session_tokens_total") >= 5.0);
 }
 
+const ZONE: &str = "/latest/meta-data/placement/availability-zone";
+const ID: &str = "/latest/meta-data/instance-id";
+const IDENTITY: &str = "/latest/dynamic/instance-identity/document";
+
+#[test]
+fn what_is_said_of_the_node_is_what_the_real_service_says_and_nothing_of_its_role() {
+    let (sandbox, web, _daemon) = cluster();
+    sandbox.annotate("team-a", "plain", &[]);
+    let plain = sandbox.add_pod("team-a", "plain-0", "plain").unwrap();
+    for pod in [&web, &plain] {
+        for path in ["/latest/meta-data/placement/region", ZONE, ID, IDENTITY] {
+            let (status, real) = get(sandbox.node(), METADATA, path).unwrap();
+            let answer = ask(pod, "GET", &format!("{path}/"), &[]).unwrap();
+            assert_eq!((answer.status, answer.text()), (status, real.as_str()), "{path}");
+        }
+        let answer = ask(pod, "GET", "/latest", &[]).unwrap();
+        assert_eq!((answer.text(), answer.header("server")), ("dynamic\nmeta-data", Some("EC2ws")));
+    }
+    assert_eq!(ask(&web, "GET", "/latest/meta-data/iam/", &[]).unwrap().text(), "info\nsecurity-credentials/");
+    let info = ask(&web, "GET", "/latest/meta-data/iam/info", &[]).unwrap().json();
+    let of_web = format!("arn:aws:iam::{ACCOUNT}:instance-profile/web");
+    assert_eq!(info["InstanceProfileArn"], of_web.as_str());
+    let (_, of_node) = get(sandbox.node(), METADATA, "/latest/meta-data/iam/info").unwrap();
+    assert!(of_node.contains(":instance-profile/") && !of_node.contains(&of_web), "{of_node}");
+    for path in ["/latest/meta-data/iam/", "/latest/meta-data/iam/info"] {
+        assert_eq!(ask(&plain, "GET", path, &[]).unwrap().status, 404, "{path}");
+    }
+    let asked = sandbox.cloud.imds.requests().len();
+    for path in [ZONE, ID, IDENTITY] {
+        assert_eq!(ask(&web, "GET", path, &[]).unwrap().status, 200);
+    }
+    // What the test itself asked aside: the service is asked once for all.
+    assert_eq!(sandbox.cloud.imds.requests().len(), asked);
+}
+
+#[test]
+fn off_ec2_the_flags_say_what_is_said_of_the_node() {
+    let (sandbox, web) = with_a_pod();
+    let flags = ["--imds-endpoint", "off", "--region", "eu-west-1", "--availability-zone", "eu-west-1b"];
+    let _daemon = Daemon::ready(&sandbox, &flags);
+    assert_eq!(ask(&web, "GET", "/latest/meta-data/placement/region", &[]).unwrap().text(), "eu-west-1");
+    assert_eq!(ask(&web, "GET", ZONE, &[]).unwrap().text(), "eu-west-1b");
+    assert_eq!(ask(&web, "GET", ID, &[]).unwrap().status, 404);
+    let document = ask(&web, "GET", IDENTITY, &[]).unwrap().json();
+    assert_eq!((&document["region"], &document["availabilityZone"]), (&"eu-west-1".into(), &"eu-west-1b".into()));
+}
+
+#[test]
+fn what_the_real_service_has_not_said_yet_is_waited_for_and_then_503() {
+    let (sandbox, web) = with_a_pod();
+    sandbox.cloud.imds.set_down(true);
+    let _daemon = Daemon::ready(&sandbox, &["--region", "eu-central-1"]);
+    assert_eq!(ask(&web, "GET", "/latest/meta-data/placement/region", &[]).unwrap().text(), "eu-central-1");
+    assert_eq!(ask(&web, "GET", ZONE, &[]).unwrap().status, 503);
+    sandbox.cloud.imds.set_down(false);
+    eventually("it is known", || ask(&web, "GET", ZONE, &[]).unwrap().text() == "eu-central-1a");
+}
+
 #[test]
 fn what_is_not_listed_is_not_there() {
     let (_sandbox, web, _daemon) = cluster();
     let mut connection = connect(&web).unwrap();
-    for path in ["/", "/latest/user-data", "/latest/meta-data/hostname", "/metrics", "/healthz", "/readyz", "/debug"] {
+    for path in [
+        "/latest/user-data",
+        "/latest/meta-data/hostname",
+        "/latest/dynamic/instance-identity/signature",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+        "/debug",
+    ] {
         connection.send("GET", path, &[]).unwrap();
         let answer = connection.answer().unwrap();
         assert_eq!((answer.status, answer.body.len()), (404, 0), "{path}");
@@ -160,7 +229,7 @@ fn a_document_that_cannot_be_had_closes_crts_connection() {
     let mut crt = connect(&web).unwrap();
     crt.send("GET", &path, &[("User-Agent", "aws-sdk-crt/aws-c-http")]).unwrap();
     assert!(crt.is_closed());
-    support::eventually("STS is given up on", || {
+    eventually("STS is given up on", || {
         metric(&sandbox, "kube2irsa_sts_exchanges_total{action=\"web_identity\",result=\"Timeout\"}") >= 1.0
     });
     let mut other = connect(&web).unwrap();

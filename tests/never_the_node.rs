@@ -73,7 +73,7 @@ fn an_sdk_gets_the_nodes_role_without_us_and_never_with_us_by_any_path() {
             "/latest\\meta-data\\iam\\security-credentials\\node".into(),
             "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance".into(),
             "/latest/user-data".into(),
-            "/latest/dynamic/instance-identity/document".into(),
+            "/latest/dynamic/instance-identity/signature".into(),
             "http://169.254.169.254/latest/meta-data/iam/security-credentials/node".into(),
         ];
         nothing_is_handed_out(&sandbox, || {
@@ -95,7 +95,9 @@ fn before_the_first_sync_nothing_is_served_and_nothing_of_the_nodes() {
     let web = exposed_pod(&sandbox);
     sandbox.cloud.stop_api();
     let mut daemon = Daemon::started(&sandbox, &[]);
-    eventually("the redirect is there", || ask(&web, "GET", "/", &[]).is_ok_and(|answer| answer.status == 404));
+    eventually("the redirect is there", || {
+        ask(&web, "GET", "/latest/user-data", &[]).is_ok_and(|answer| answer.status == 404)
+    });
     nothing_is_handed_out(&sandbox, || {
         let start = Instant::now();
         assert_eq!(role_status(&web), 503);

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use aws_lc_rs::digest;
 use aws_smithy_types::{DateTime, date_time::Format};
 use bytes::Bytes;
 use secrecy::ExposeSecret as _;
@@ -17,8 +18,11 @@ use zeroize::Zeroizing;
 
 use crate::{
     clock::{Deadline, Now},
+    identity::RoleArn,
     sts::Session,
 };
+
+const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
 /// Credentials that can be served until they expire.
 pub struct Document {
@@ -89,6 +93,31 @@ impl fmt::Debug for Document {
     }
 }
 
+/// `iam/info`: the instance profile that an instance with this role would have, its id made from the role's ARN.
+#[must_use]
+pub fn instance_profile(role: &RoleArn, now: Now) -> Option<String> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Info<'a> {
+        code: &'static str,
+        last_updated: &'a str,
+        instance_profile_arn: String,
+        instance_profile_id: String,
+    }
+    let hash = digest::digest(&digest::SHA256, role.as_str().as_bytes());
+    let info = Info {
+        code: "Success",
+        last_updated: &seconds(now.wall)?,
+        instance_profile_arn: role.as_str().replacen(":role/", ":instance-profile/", 1),
+        // Ids have 17 characters of A to Z and 2 to 7 after their kind.
+        instance_profile_id: hash.as_ref().iter().take(17).fold("AIPA".to_owned(), |mut id, byte| {
+            id.extend(BASE32.get(usize::from(byte % 32)).copied().map(char::from));
+            id
+        }),
+    };
+    serde_json::to_string_pretty(&info).ok()
+}
+
 /// `YYYY-MM-DDTHH:MM:SSZ`, exactly: the Rust SDK refuses offsets, minio's fractions.
 fn seconds(time: SystemTime) -> Option<String> {
     let seconds = time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
@@ -145,6 +174,16 @@ mod tests {
         };
         assert!(document.body(later(9)).is_some());
         assert!(document.body(later(10)).is_none());
+    }
+
+    #[test]
+    fn the_instance_profile_is_made_of_the_role() {
+        let role = "arn:aws-cn:iam::111122223333:role/team-a/web".parse().unwrap();
+        let info = instance_profile(&role, at(1_767_225_600)).unwrap();
+        let info = serde_json::from_str::<serde_json::Value>(&info).unwrap();
+        assert_eq!(info["InstanceProfileArn"], "arn:aws-cn:iam::111122223333:instance-profile/team-a/web");
+        assert_eq!((&info["Code"], &info["LastUpdated"]), (&"Success".into(), &"2026-01-01T00:00:00Z".into()));
+        assert_eq!(info["InstanceProfileId"].as_str().unwrap().len(), 21);
     }
 
     #[test]

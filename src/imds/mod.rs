@@ -6,6 +6,7 @@
 //! [`identity`]: crate::identity
 //! [`credentials`]: crate::credentials
 
+pub mod facts;
 pub mod key;
 pub mod respond;
 pub mod route;

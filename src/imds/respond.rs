@@ -15,12 +15,13 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
 use super::{
+    facts::{Fact, Facts},
     route::{Route, route},
     session::{Issued, LONGEST_TTL_SECONDS, SessionKey},
 };
 use crate::{
     clock,
-    credentials::{Outcome, Store, slot::Failure},
+    credentials::{Outcome, Store, document, slot::Failure},
     identity::{Caller, Directory, Grant, Role, Unidentified},
     metrics::{Metrics, RequestKind},
 };
@@ -47,6 +48,7 @@ pub struct Imds {
     directory: Arc<Directory>,
     store: Arc<Store>,
     key: SessionKey,
+    facts: Facts,
     metrics: Arc<Metrics>,
 }
 
@@ -61,8 +63,14 @@ enum Answer {
 impl Imds {
     /// Answers for the pods in `directory`, with the credentials in `store`.
     #[must_use]
-    pub fn new(directory: Arc<Directory>, store: Arc<Store>, key: SessionKey, metrics: Arc<Metrics>) -> Self {
-        Self { directory, store, key, metrics }
+    pub fn new(
+        directory: Arc<Directory>,
+        store: Arc<Store>,
+        key: SessionKey,
+        facts: Facts,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { directory, store, key, facts, metrics }
     }
 
     /// The answer to a request from `peer`, a canonical address.
@@ -77,6 +85,7 @@ impl Imds {
             Route::Token | Route::DatedToken => RequestKind::Token,
             Route::RoleName => RequestKind::RoleName,
             Route::RoleDocument(_) => RequestKind::RoleDocument,
+            Route::Iam | Route::IamInfo | Route::Node(_) | Route::Folder(_) => RequestKind::Node,
             Route::Other => RequestKind::Other,
         };
         let answer = match (&head.method, route) {
@@ -134,35 +143,61 @@ impl Imds {
     }
 
     async fn get(&self, route: Route<'_>, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Answer {
-        let name = match route {
-            Route::RoleName => None,
-            Route::RoleDocument(name) => Some(name),
-            Route::Token | Route::DatedToken | Route::Other => return Answer::Empty(StatusCode::NOT_FOUND),
-        };
+        match route {
+            Route::RoleName => self.credentials(None, session, peer, deadline).await,
+            Route::RoleDocument(name) => self.credentials(Some(&name), session, peer, deadline).await,
+            Route::Iam | Route::IamInfo | Route::Node(_) => match (self.caller(session, peer, deadline).await, route) {
+                (Err(answer), _) => answer,
+                (Ok(_), Route::Node(fact)) => self.of_node(fact, deadline).await,
+                (Ok(caller), route) => of_role(&caller.roles.main, route),
+            },
+            // The same for all, and nothing of anybody.
+            Route::Folder(content) => Answer::Text(Bytes::from_static(content.as_bytes())),
+            Route::Token | Route::DatedToken | Route::Other => Answer::Empty(StatusCode::NOT_FOUND),
+        }
+    }
+
+    /// Who asks.
+    async fn caller(&self, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Result<Arc<Caller>, Answer> {
+        let caller = self.directory.identify(peer, deadline).await.map_err(|why| {
+            self.metrics.unidentified.with_label_values(&[why.label()]).inc();
+            Answer::Empty(match why {
+                Unidentified::Nobody => StatusCode::NOT_FOUND,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            })
+        })?;
+        // Older than the pod that holds the address now: a token of the pod that held it before.
+        if session.is_some_and(|Issued(issued)| issued < caller.pod.started) {
+            return Err(self.bad_token());
+        }
+        Ok(caller)
+    }
+
+    async fn of_node(&self, fact: Fact, deadline: Instant) -> Answer {
+        match self.facts.get(fact, deadline).await {
+            Ok(Some(text)) => Answer::Text(text),
+            Ok(None) => Answer::Empty(StatusCode::NOT_FOUND),
+            Err(_) => Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
+        }
+    }
+
+    /// The document of the role with this name; without one, the name of the main role.
+    async fn credentials(
+        &self,
+        name: Option<&str>,
+        session: Option<Issued>,
+        peer: IpAddr,
+        deadline: Instant,
+    ) -> Answer {
         loop {
-            let caller = match self.directory.identify(peer, deadline).await {
+            let caller = match self.caller(session, peer, deadline).await {
                 Ok(caller) => caller,
-                Err(why) => {
-                    self.metrics.unidentified.with_label_values(&[why.label()]).inc();
-                    return Answer::Empty(match why {
-                        Unidentified::Nobody => StatusCode::NOT_FOUND,
-                        _ => StatusCode::SERVICE_UNAVAILABLE,
-                    });
-                }
+                Err(answer) => return answer,
             };
-            // Older than the pod that holds the address now: a token of the pod that held it before.
-            if session.is_some_and(|Issued(issued)| issued < caller.pod.started) {
-                return self.bad_token();
-            }
-            let role = match &name {
-                Some(name) => caller.roles.named(name),
-                None => Some(&caller.roles.main),
-            };
-            let grant = match role {
-                Some(Role::Granted(grant)) => grant,
-                Some(Role::None) | None => return Answer::Empty(StatusCode::NOT_FOUND),
-                Some(Role::Invalid(_)) => return Answer::Empty(StatusCode::FORBIDDEN),
-                Some(Role::Unknown) => return Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
+            let role = name.map_or(Some(&caller.roles.main), |name| caller.roles.named(name));
+            let grant = match role.map_or(Err(StatusCode::NOT_FOUND), granted) {
+                Ok(grant) => grant,
+                Err(status) => return Answer::Empty(status),
             };
             if let Some(document) = self.store.get(grant, clock::now()) {
                 return match name {
@@ -179,7 +214,7 @@ impl Imds {
                 tokio::task::yield_now().await;
                 continue;
             }
-            return match (outcome, &name) {
+            return match (outcome, name) {
                 (Outcome::Document(document), Some(_)) => Answer::Text(document),
                 // The name is given in time even if the exchange takes longer: SDKs ask for the document next.
                 (Outcome::Document(_) | Outcome::Pending, None) => role_name(grant),
@@ -195,6 +230,25 @@ impl Imds {
     fn still(&self, caller: &Caller, peer: IpAddr) -> bool {
         self.directory.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.roles == caller.roles)
     }
+}
+
+fn granted(role: &Role) -> Result<&Arc<Grant>, StatusCode> {
+    match role {
+        Role::Granted(grant) => Ok(grant),
+        Role::None => Err(StatusCode::NOT_FOUND),
+        Role::Invalid(_) => Err(StatusCode::FORBIDDEN),
+        Role::Unknown => Err(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
+
+/// What stands beside a role's credentials. It is made of the role, never of the node's instance profile.
+fn of_role(role: &Role, route: Route<'_>) -> Answer {
+    let text = match granted(role) {
+        Err(status) => return Answer::Empty(status),
+        Ok(_) if route == Route::Iam => Some("info\nsecurity-credentials/".to_owned()),
+        Ok(grant) => document::instance_profile(grant.role(), clock::now()),
+    };
+    text.map_or(Answer::Empty(StatusCode::NOT_FOUND), |text| Answer::Text(text.into()))
 }
 
 fn role_name(grant: &Grant) -> Answer {

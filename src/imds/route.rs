@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::facts::Fact;
+
 /// What a request is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route<'a> {
@@ -13,6 +15,14 @@ pub enum Route<'a> {
     RoleName,
     /// `…/meta-data/iam/security-credentials/<name>`: that role's document.
     RoleDocument(Cow<'a, str>),
+    /// `…/meta-data/iam/`: what is there of a role.
+    Iam,
+    /// `…/meta-data/iam/info`: the instance profile that the role would have.
+    IamInfo,
+    /// What is said of the node.
+    Node(Fact),
+    /// A folder: what is in it.
+    Folder(&'static str),
     /// Anything else.
     Other,
 }
@@ -25,16 +35,30 @@ pub fn route(path: &str) -> Route<'_> {
     let mut segments = path.as_bytes().split(|byte| *byte == b'/').filter(|segment| !segment.is_empty());
     let mut next = || segments.next().unwrap_or_default();
     let version = next();
+    if version.is_empty() {
+        return Route::Folder("latest");
+    }
     if version != b"latest" && !is_date(version) {
         return Route::Other;
     }
     match (next(), next(), next(), next(), next()) {
-        (b"api", b"token", b"", b"", b"") if version == b"latest" => Route::Token,
-        (b"api", b"token", b"", b"", b"") => Route::DatedToken,
         (b"meta-data", b"iam", b"security-credentials", b"", b"") => Route::RoleName,
         (b"meta-data", b"iam", b"security-credentials", name, b"") => {
             decode(name).map_or(Route::Other, Route::RoleDocument)
         }
+        (b"api", b"token", b"", b"", b"") if version == b"latest" => Route::Token,
+        (b"api", b"token", b"", b"", b"") => Route::DatedToken,
+        (b"meta-data", b"iam", b"", b"", b"") => Route::Iam,
+        (b"meta-data", b"iam", b"info", b"", b"") => Route::IamInfo,
+        (b"meta-data", b"placement", b"region", b"", b"") => Route::Node(Fact::Region),
+        (b"meta-data", b"placement", b"availability-zone", b"", b"") => Route::Node(Fact::Zone),
+        (b"meta-data", b"instance-id", b"", b"", b"") => Route::Node(Fact::InstanceId),
+        (b"dynamic", b"instance-identity", b"document", b"", b"") => Route::Node(Fact::Document),
+        (b"", b"", b"", b"", b"") => Route::Folder("dynamic\nmeta-data"),
+        (b"meta-data", b"", b"", b"", b"") => Route::Folder("iam/\ninstance-id\nplacement/"),
+        (b"meta-data", b"placement", b"", b"", b"") => Route::Folder("availability-zone\nregion"),
+        (b"dynamic", b"", b"", b"", b"") => Route::Folder("instance-identity/"),
+        (b"dynamic", b"instance-identity", b"", b"", b"") => Route::Folder("document"),
         _ => Route::Other,
     }
 }
@@ -86,6 +110,15 @@ mod tests {
             ("/latest/meta-data/iam/security-credentials/web", Route::RoleDocument("web".into())),
             ("/latest/meta-data/iam/security-credentials/web/", Route::RoleDocument("web".into())),
             ("/latest/meta-data/iam/security-credentials/a%40b+c", Route::RoleDocument("a@b+c".into())),
+            ("/latest/meta-data/iam/", Route::Iam),
+            ("/latest/meta-data/iam/info", Route::IamInfo),
+            ("/latest/meta-data/placement/region", Route::Node(Fact::Region)),
+            ("/latest/meta-data/placement/availability-zone/", Route::Node(Fact::Zone)),
+            ("/2009-04-04/meta-data/instance-id", Route::Node(Fact::InstanceId)),
+            ("//latest/dynamic/instance-identity/document", Route::Node(Fact::Document)),
+            ("/", Route::Folder("latest")),
+            ("/latest", Route::Folder("dynamic\nmeta-data")),
+            ("/latest/meta-data/", Route::Folder("iam/\ninstance-id\nplacement/")),
         ] {
             assert_eq!(route(path), expected, "{path}");
         }
@@ -94,12 +127,14 @@ mod tests {
     #[test]
     fn everything_else_is_denied() {
         for path in [
-            "",
-            "/",
-            "/latest",
             "/latest/user-data",
-            "/latest/meta-data/",
-            "/latest/meta-data/iam/info",
+            "/latest/user-data/",
+            "/latest/meta-data/hostname",
+            "/latest/meta-data/iam/info/x",
+            "/latest/meta-data/placement/region/x",
+            "/latest/dynamic/instance-identity/signature",
+            "/latest/dynamic/instance-identity/pkcs7",
+            "/latest/dynamic/instance-identity/rsa2048",
             "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
             "/latest/meta-data/iam/security-credentials/web/x",
             "/latest/meta-data/iam/security-credentials/web/x/y/z",

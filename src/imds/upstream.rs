@@ -10,11 +10,15 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
+use super::facts::Fact;
 use crate::identity::names::{is_account, is_partition};
 
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 const LARGEST_ANSWER: usize = 4 * 1024;
+const TOKEN: &str = "/latest/api/token";
 const REGION: &str = "/latest/meta-data/placement/region";
+const ZONE: &str = "/latest/meta-data/placement/availability-zone";
+const INSTANCE_ID: &str = "/latest/meta-data/instance-id";
 const PARTITION: &str = "/latest/meta-data/services/partition";
 const IDENTITY: &str = "/latest/dynamic/instance-identity/document";
 
@@ -44,6 +48,13 @@ pub enum UpstreamError {
         /// What was asked for.
         path: &'static str,
     },
+}
+
+impl UpstreamError {
+    /// Whether the service answered that it has no such thing.
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::NOT_FOUND, path } if *path != TOKEN)
+    }
 }
 
 /// The region that the node runs in, such as `eu-central-1`.
@@ -77,6 +88,23 @@ pub async fn account(endpoint: &Uri) -> Result<String, UpstreamError> {
     read(endpoint, IDENTITY, |text| account(text).filter(|account| is_account(account))).await
 }
 
+/// What the service says of the node, without its signature; `None` where it has no such thing.
+///
+/// # Errors
+/// When the service at `endpoint` (http) does not say.
+pub async fn fact(endpoint: &Uri, fact: Fact) -> Result<Option<String>, UpstreamError> {
+    let path = match fact {
+        Fact::Region => REGION,
+        Fact::Zone => ZONE,
+        Fact::InstanceId => INSTANCE_ID,
+        Fact::Document => IDENTITY,
+    };
+    match read(endpoint, path, Some).await {
+        Err(error) if error.is_absent() => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// What is at `path`, in a session of its own; `parse` says `None` where it cannot be that.
 async fn read(
     endpoint: &Uri,
@@ -85,7 +113,7 @@ async fn read(
 ) -> Result<String, UpstreamError> {
     let ttl = ("x-aws-ec2-metadata-token-ttl-seconds", "60");
     let asked = async {
-        let token = ask(endpoint, Method::PUT, "/latest/api/token", ttl).await?;
+        let token = ask(endpoint, Method::PUT, TOKEN, ttl).await?;
         ask(endpoint, Method::GET, path, ("x-aws-ec2-metadata-token", token.trim())).await
     };
     let text = tokio::time::timeout(TIME_LIMIT, asked).await.map_err(|_| UpstreamError::TimedOut)??;

@@ -1,0 +1,233 @@
+//! What the metadata service says of the node: the same for all its pods, and no secret.
+//!
+//! Owns where it comes from: flags, else the real service, asked through a session of our own until it answers. What
+//! neither says is not there. The real service's signatures of its document are never passed on: they would prove to
+//! others that a pod is the node.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::Uri;
+use serde::Serialize;
+use tokio::{sync::watch, time::Instant};
+
+use super::upstream;
+
+/// Pauses between questions double from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// One of the things that are said of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// Such as `eu-central-1`.
+    Region,
+    /// Such as `eu-central-1a`.
+    Zone,
+    /// Such as `i-0123456789abcdef0`.
+    InstanceId,
+    /// The instance identity document: JSON.
+    Document,
+}
+
+const FACTS: [Fact; 4] = [Fact::Region, Fact::Zone, Fact::InstanceId, Fact::Document];
+
+/// What the flags say of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// `--region`.
+    pub region: Option<String>,
+    /// `--availability-zone`.
+    pub zone: Option<String>,
+    /// `--instance-id`.
+    pub instance_id: Option<String>,
+    /// `--aws-account`.
+    pub account: Option<String>,
+    /// The real metadata service, if there is one.
+    pub imds: Option<Uri>,
+}
+
+/// What is known of a fact.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Known {
+    /// Not yet.
+    #[default]
+    Asking,
+    /// There is none.
+    Nothing,
+    /// This.
+    This(Bytes),
+}
+
+/// What is known of the node.
+#[derive(Clone, Debug)]
+pub struct Facts(Arc<watch::Sender<[Known; FACTS.len()]>>);
+
+/// A document in place of the real one: as much of it as is known.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Made<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    availability_zone: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance_id: Option<&'a str>,
+    region: &'a str,
+    version: &'static str,
+}
+
+// === impl Facts ===
+
+impl Facts {
+    /// What the flags say, and nothing yet of what the real service is to be asked.
+    #[must_use]
+    pub fn new(given: &Given) -> Self {
+        let facts = Self(Arc::default());
+        for fact in FACTS {
+            match given.says(fact) {
+                Some(text) => facts.set(fact, Known::This(text.to_owned().into())),
+                None if given.imds.is_none() => facts.set(fact, Known::Nothing),
+                None => {}
+            }
+        }
+        if given.imds.is_none() {
+            facts.set(Fact::Document, given.document());
+        }
+        facts
+    }
+
+    /// Asks the real service until all is known; ends then.
+    pub async fn learn(self, given: Given) {
+        let Some(imds) = &given.imds else { return };
+        let mut pause = FIRST_PAUSE;
+        let mut told = false;
+        loop {
+            let mut problem = None;
+            for fact in FACTS {
+                if self.known(fact) != Known::Asking {
+                    continue;
+                }
+                match upstream::fact(imds, fact).await {
+                    Ok(Some(text)) => self.set(fact, Known::This(text.into())),
+                    Ok(None) if fact == Fact::Document => self.set(fact, given.document()),
+                    Ok(None) => self.set(fact, Known::Nothing),
+                    Err(error) => problem = Some(error),
+                }
+            }
+            let Some(error) = problem else { return };
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!("{imds} does not say what it knows of this node: {error}; it is asked again");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// What is said of the node; `Ok(None)` where nobody says it. Waits until `deadline` for what is not known yet.
+    ///
+    /// # Errors
+    /// When it is not known by then.
+    pub async fn get(&self, fact: Fact, deadline: Instant) -> Result<Option<Bytes>, tokio::time::error::Elapsed> {
+        let mut changed = self.0.subscribe();
+        let known = async {
+            loop {
+                match self.known(fact) {
+                    Known::This(text) => return Some(text),
+                    Known::Nothing => return None,
+                    // The sender is ours.
+                    Known::Asking => drop(changed.changed().await),
+                }
+            }
+        };
+        tokio::time::timeout_at(deadline, known).await
+    }
+
+    fn known(&self, fact: Fact) -> Known {
+        let all = self.0.borrow();
+        all.iter().zip(FACTS).find(|(_, of)| *of == fact).map(|(known, _)| known.clone()).unwrap_or_default()
+    }
+
+    fn set(&self, fact: Fact, known: Known) {
+        self.0.send_modify(|all| {
+            if let Some((place, _)) = all.iter_mut().zip(FACTS).find(|(_, of)| *of == fact) {
+                *place = known;
+            }
+        });
+    }
+}
+
+// === impl Given ===
+
+impl Given {
+    fn says(&self, fact: Fact) -> Option<&str> {
+        match fact {
+            Fact::Region => self.region.as_deref(),
+            Fact::Zone => self.zone.as_deref(),
+            Fact::InstanceId => self.instance_id.as_deref(),
+            Fact::Document => None,
+        }
+    }
+
+    fn document(&self) -> Known {
+        let Some(region) = &self.region else { return Known::Nothing };
+        let made = Made {
+            account_id: self.account.as_deref(),
+            availability_zone: self.zone.as_deref(),
+            instance_id: self.instance_id.as_deref(),
+            region,
+            version: "2017-09-30",
+        };
+        serde_json::to_vec_pretty(&made).map_or(Known::Nothing, |text| Known::This(text.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(20)
+    }
+
+    #[tokio::test]
+    async fn off_ec2_it_is_what_the_flags_say_and_a_document_made_of_that() {
+        let given = Given {
+            region: Some("eu-central-1".to_owned()),
+            zone: Some("eu-central-1a".to_owned()),
+            account: Some("111122223333".to_owned()),
+            ..Given::default()
+        };
+        let facts = Facts::new(&given);
+        assert_eq!(facts.get(Fact::Region, soon()).await.unwrap().as_deref(), Some(&b"eu-central-1"[..]));
+        assert_eq!(facts.get(Fact::InstanceId, soon()).await, Ok(None));
+        let document = facts.get(Fact::Document, soon()).await.unwrap().unwrap();
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&document).unwrap(),
+            serde_json::json!({
+                "accountId": "111122223333",
+                "availabilityZone": "eu-central-1a",
+                "region": "eu-central-1",
+                "version": "2017-09-30",
+            })
+        );
+        let facts = Facts::new(&Given::default());
+        for fact in FACTS {
+            assert_eq!(facts.get(fact, soon()).await, Ok(None), "{fact:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_being_asked_for_is_waited_for() {
+        let given = Given { imds: Some(Uri::from_static("http://192.0.2.1")), ..Given::default() };
+        let facts = Facts::new(&given);
+        assert!(facts.get(Fact::Zone, soon()).await.is_err());
+        let waiting = tokio::spawn({
+            let facts = facts.clone();
+            async move { facts.get(Fact::Zone, Instant::now() + Duration::from_secs(20)).await }
+        });
+        tokio::task::yield_now().await;
+        facts.set(Fact::Zone, Known::This("eu-central-1a".into()));
+        assert_eq!(waiting.await.unwrap().unwrap().as_deref(), Some(&b"eu-central-1a"[..]));
+    }
+}
