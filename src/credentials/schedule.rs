@@ -46,6 +46,8 @@ pub struct Schedule {
     /// The most urgent first; within one priority, the earliest.
     queues: BTreeMap<Priority, BTreeSet<(Instant, Key)>>,
     in_flight: HashSet<Key>,
+    /// The last fetch that was started is a renewal.
+    renewed_last: bool,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ impl Schedule {
             timers: BTreeSet::new(),
             queues: BTreeMap::new(),
             in_flight: HashSet::new(),
+            renewed_last: false,
         }
     }
 
@@ -145,7 +148,7 @@ impl Schedule {
     /// What is to be done now.
     pub fn next(&mut self, now: Now) -> Turn {
         let timer = self.timers.first().map(|(at, _)| *at);
-        let Some(key) = self.first(now).filter(|_| self.in_flight.len() < self.limits.in_flight) else {
+        let Some((priority, key)) = self.first(now).filter(|_| self.in_flight.len() < self.limits.in_flight) else {
             return Turn::Wait(timer);
         };
         if let Err(at) = self.budget.take(now) {
@@ -153,6 +156,7 @@ impl Schedule {
         }
         self.set_queued(key, None);
         self.in_flight.insert(key);
+        self.renewed_last = priority == Priority::Renewal;
         Turn::Fetch(key)
     }
 
@@ -166,12 +170,16 @@ impl Schedule {
         }
     }
 
-    /// Renewals come late in the order; but one whose credentials have not a quarter of their life left comes first,
-    /// or those who ask without success could keep it waiting until its end.
-    fn first(&self, now: Now) -> Option<Key> {
-        let renewal = self.queues.get(&Priority::Renewal).and_then(BTreeSet::first);
-        let late = renewal.filter(|(urgent, _)| *urgent <= now.monotonic);
-        late.or_else(|| self.queues.values().find_map(BTreeSet::first)).map(|(_, key)| *key)
+    /// Renewals come late in the order; but those whose credentials have not a quarter of their life left take turns
+    /// with all others: neither can keep the other waiting until its end, however often it fails.
+    fn first(&self, now: Now) -> Option<(Priority, Key)> {
+        let first = |(priority, queue): (&Priority, &BTreeSet<_>)| Some((*priority, *queue.first()?));
+        let mut firsts = self.queues.iter().filter_map(first);
+        let late = |(priority, (urgent, _)): &(Priority, (Instant, Key))| {
+            *priority == Priority::Renewal && *urgent <= now.monotonic
+        };
+        let late = firsts.clone().find(late).filter(|_| !self.renewed_last);
+        late.or_else(|| firsts.next()).map(|(priority, (_, key))| (priority, key))
     }
 
     fn set_timer(&mut self, key: Key, timer: Option<Instant>) {

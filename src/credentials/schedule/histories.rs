@@ -217,3 +217,20 @@ fn pods_whose_role_is_refused_do_not_keep_others_from_their_renewals() {
         assert!(good.iter().all(|pod| node.ask(*pod).is_ok()), "second {}", step * 3);
     }
 }
+
+#[test]
+fn pods_whose_renewals_are_refused_do_not_keep_one_waiting_that_asks() {
+    let mut node = node(250);
+    node.pass(Duration::from_secs(120));
+    node.refused = (1..=250).collect();
+    // Of all their credentials less than a quarter of the life is left.
+    for _ in 0..46 {
+        node.pass(Duration::from_secs(60));
+        assert_eq!(all_ask(&mut node).0, 250);
+    }
+    for pod in 1001..=1010 {
+        assert!(node.ask(pod).is_err());
+        node.pass(Duration::from_secs(3));
+        assert!(node.served(pod), "{pod}");
+    }
+}
