@@ -271,8 +271,10 @@ impl Store {
         let joined = joined.map(|slot| Arc::clone(&slot));
         let slot = joined.unwrap_or_else(|| {
             let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            Slot::new(id, self.age(clock::now()))
+            Slot::new(id)
         });
+        // Who comes will read.
+        slot.read(self.age(clock::now()));
         slot.grants().push(Arc::clone(grant));
         self.slots.insert(key, Arc::clone(&slot));
         slot
@@ -294,6 +296,14 @@ impl Store {
         if last {
             slot.publish(View::Gone);
             let _ = self.commands.send(Command::Retire(slot));
+        }
+    }
+
+    /// Takes the grant out, if it is there.
+    fn let_go(&self, grant: &Arc<Grant>) {
+        let making = self.making();
+        if let Some((grant, slot)) = self.slots.remove(&address(grant)) {
+            self.leave(&making, grant, slot);
         }
     }
 
@@ -327,19 +337,28 @@ fn address(grant: &Arc<Grant>) -> usize {
 // === impl Slot ===
 
 impl Slot {
-    fn new(id: schedule::Key, made: Duration) -> Arc<Self> {
+    fn new(id: schedule::Key) -> Arc<Self> {
         Arc::new(Self {
             id,
             grants: Mutex::default(),
             view: ArcSwap::from_pointee(View::Pending(None)),
             changed: watch::Sender::new(()),
             wanted: AtomicBool::new(false),
-            last_read: AtomicU64::new(made.as_secs()),
+            last_read: AtomicU64::default(),
         })
     }
 
     fn grants(&self) -> MutexGuard<'_, Vec<Arc<Grant>>> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The grants, another one first each time: what the API server says of one pod is not held against the others.
+    fn in_turn(&self) -> Vec<Arc<Grant>> {
+        let mut grants = self.grants();
+        let in_turn = grants.clone();
+        let one = grants.len().min(1);
+        grants.rotate_left(one);
+        in_turn
     }
 
     fn is_of(&self, grant: usize, pod: &PodUid) -> bool {
@@ -352,17 +371,20 @@ impl Slot {
 
     /// What the store has given up stays so.
     fn publish(&self, view: View) {
-        let same = match (&**self.view.load(), &view) {
-            (View::Pending(old), View::Pending(new)) => old == new,
-            (View::Document(old), View::Document(new)) => Arc::ptr_eq(old, new),
-            (View::Failed(old, old_until), View::Failed(new, until)) => old == new && old_until == until,
-            (View::Gone, _) => true,
-            _ => false,
-        };
-        if !same {
-            self.view.store(Arc::new(view));
-            self.changed.send_replace(());
-        }
+        // One after the other: the store ends what the refresher writes.
+        self.changed.send_if_modified(|()| {
+            let same = match (&**self.view.load(), &view) {
+                (View::Pending(old), View::Pending(new)) => old == new,
+                (View::Document(old), View::Document(new)) => Arc::ptr_eq(old, new),
+                (View::Failed(old, old_until), View::Failed(new, until)) => old == new && old_until == until,
+                (View::Gone, _) => true,
+                _ => false,
+            };
+            if !same {
+                self.view.store(Arc::new(view));
+            }
+            !same
+        });
     }
 }
 

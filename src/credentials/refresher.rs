@@ -199,8 +199,11 @@ impl Refresher {
 
     fn start_fetch(&mut self, key: Key) {
         let slot = self.slots.get(&key).map(Arc::clone);
-        let grants = slot.as_ref().map(|slot| slot.grants().clone()).unwrap_or_default();
-        let (Some(slot), Some(grant)) = (slot, grants.into_iter().find(|grant| (self.entitled)(grant))) else {
+        let grants = slot.as_ref().map(|slot| slot.in_turn()).unwrap_or_default();
+        let (entitled, ended): (Vec<_>, Vec<_>) = grants.into_iter().partition(|grant| (self.entitled)(grant));
+        // Their pods asked while they ended.
+        ended.iter().for_each(|grant| self.store.let_go(grant));
+        let (Some(slot), Some(grant)) = (slot, entitled.into_iter().next()) else {
             self.schedule.ended(key, 0, false, clock::now());
             self.step(key, Event::Retired);
             return;
@@ -263,8 +266,12 @@ impl Fetcher {
                 namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
                 "service account {}/{} got no credentials: {error}", pod.namespace, pod.service_account
             );
-            slot.grants().iter().for_each(|grant| self.events.failed(grant, error.cause(), renewal));
-            error.failure()
+            let sharing = slot.grants().clone();
+            // The next try is made with the token of another.
+            let of_pod = matches!(&error, FetchError::Token(error) if error.is_of_pod()) && sharing.len() > 1;
+            let concerned = if of_pod { std::slice::from_ref(&grant) } else { &sharing };
+            concerned.iter().for_each(|grant| self.events.failed(grant, error.cause(), renewal));
+            if of_pod { Failure::Transient } else { error.failure() }
         });
         Fetched { result, calls }
     }

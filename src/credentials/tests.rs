@@ -51,11 +51,15 @@ struct Fake {
     permits: Semaphore,
     answer: Mutex<Answer>,
     exchanges: AtomicUsize,
+    /// The API server does not know this pod any longer.
+    without_token: Mutex<Option<PodUid>>,
 }
 
 impl TokenSource for Fake {
-    fn token<'a>(&'a self, _: &'a Grant) -> BoxFuture<'a, Result<SecretString, TokenError>> {
-        async { Ok("token".into()) }.boxed()
+    fn token<'a>(&'a self, grant: &'a Grant) -> BoxFuture<'a, Result<SecretString, TokenError>> {
+        let known = self.without_token.lock().unwrap().as_ref() != Some(&grant.pod.uid);
+        let refused = || TokenError::Refused { code: 404, reason: "NotFound".to_owned(), message: String::new() };
+        async move { known.then(|| "token".into()).ok_or_else(refused) }.boxed()
     }
 }
 
@@ -94,7 +98,7 @@ const LIMITS: Limits = Limits { in_flight: 16, per_second: 1000.0, burst: 1000 }
 struct Engine {
     store: Arc<Store>,
     fake: Arc<Fake>,
-    entitled: Arc<AtomicBool>,
+    ended: Arc<Mutex<Option<PodUid>>>,
     reported: mpsc::Receiver<k8s_openapi::api::events::v1::Event>,
 }
 
@@ -103,12 +107,16 @@ fn engine(permits: usize, answer: Answer) -> Engine {
 }
 
 fn engine_of(scope: SessionScope, permits: usize, answer: Answer) -> Engine {
-    let fake =
-        Arc::new(Fake { permits: Semaphore::new(permits), answer: Mutex::new(answer), exchanges: AtomicUsize::new(0) });
-    let entitled = Arc::new(AtomicBool::new(true));
+    let fake = Arc::new(Fake {
+        permits: Semaphore::new(permits),
+        answer: Mutex::new(answer),
+        exchanges: AtomicUsize::new(0),
+        without_token: Mutex::default(),
+    });
+    let ended = Arc::<Mutex<Option<PodUid>>>::default();
     let channel = Channel::new(scope);
     let store = channel.store();
-    let asked = Arc::clone(&entitled);
+    let asked = Arc::clone(&ended);
     let metrics = Arc::new(Metrics::new().unwrap());
     let (tokens, exchange) = (Arc::clone(&fake), Arc::clone(&fake));
     let (events, reported) = Events::new("node-1".into(), String::new(), Arc::clone(&metrics));
@@ -116,13 +124,13 @@ fn engine_of(scope: SessionScope, permits: usize, answer: Answer) -> Engine {
         tokens,
         exchange,
         LIMITS,
-        move |_| asked.load(Ordering::SeqCst),
+        move |grant| asked.lock().unwrap().as_ref() != Some(&grant.pod.uid),
         Arc::new(events),
         metrics,
         channel,
     );
     tokio::spawn(refresher.run());
-    Engine { store, fake, entitled, reported }
+    Engine { store, fake, ended, reported }
 }
 
 impl Engine {
@@ -230,7 +238,7 @@ async fn what_was_fetched_for_a_pod_that_is_gone_is_given_to_nobody() {
 #[tokio::test]
 async fn nothing_is_fetched_for_who_is_not_entitled() {
     let (engine, grant) = (engine(1, Answer::Good), grant("1"));
-    engine.entitled.store(false, Ordering::SeqCst);
+    *engine.ended.lock().unwrap() = Some(grant.pod.uid.clone());
     assert_eq!(engine.store.obtain(&grant, soon()).await, Outcome::Gone);
     assert_eq!(engine.exchanges(), 0);
     assert_eq!(engine.store.figures(clock::now()).slots, 0);
@@ -281,6 +289,44 @@ async fn a_shared_session_is_one_for_all_pods_of_a_service_account_until_the_las
     assert_eq!(engine.store.figures(clock::now()).slots, 1);
     assert!(matches!(engine.store.obtain(&grant("4"), soon()).await, Outcome::Document(_)), "a session of its own");
     assert_eq!(engine.exchanges(), 3);
+}
+
+#[tokio::test]
+async fn a_shared_session_is_fetched_with_the_token_of_any_pod_that_gets_one() {
+    let (mut engine, one, two) = (engine_of(SessionScope::ServiceAccount, 9, Answer::Good), grant("1"), grant("2"));
+    *engine.fake.without_token.lock().unwrap() = Some(one.pod.uid.clone());
+    for grant in [&one, &two] {
+        engine.store.entitle(&grant.pod.uid, std::slice::from_ref(grant), Some(grant));
+    }
+    assert!(matches!(engine.store.obtain(&two, soon()).await, Outcome::Document(_)));
+    let told = engine.reported.try_recv().unwrap();
+    assert_eq!(told.regarding.unwrap().uid.as_deref(), Some("1"));
+    assert!(engine.reported.try_recv().is_err(), "nothing is wrong with the other");
+}
+
+#[tokio::test]
+async fn a_pod_that_asks_while_it_ends_does_not_keep_a_shared_session() {
+    let (engine, one, two) = (engine_of(SessionScope::ServiceAccount, 9, Answer::Brief), grant("1"), grant("2"));
+    assert!(matches!(engine.store.obtain(&one, soon()).await, Outcome::Document(_)));
+    *engine.ended.lock().unwrap() = Some(two.pod.uid.clone());
+    assert!(matches!(engine.store.obtain(&two, soon()).await, Outcome::Document(_)), "what its caller sees to");
+    while engine.exchanges() < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    engine.store.entitle(&one.pod.uid, &[], None);
+    assert_eq!(engine.store.figures(clock::now()).slots, 0);
+}
+
+#[test]
+fn a_shared_session_that_a_pod_joins_is_not_idle() {
+    let (commands, _) = mpsc::unbounded_channel();
+    let mut store = Store::new(SessionScope::ServiceAccount, commands);
+    let slot = store.slot(&grant("1"));
+    store.made -= Duration::from_secs(7200);
+    let idle = |store: &Store| store.idle(&slot, Duration::from_secs(3600), clock::now());
+    assert!(idle(&store));
+    store.slot(&grant("2"));
+    assert!(!idle(&store));
 }
 
 #[tokio::test]

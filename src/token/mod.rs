@@ -76,6 +76,12 @@ impl TokenError {
         }
     }
 
+    /// Whether it may be the pod's end or change alone: another one of the same service account can fare better.
+    #[must_use]
+    pub fn is_of_pod(&self) -> bool {
+        matches!(self, Self::Refused { code: 404 | 409, .. })
+    }
+
     /// As a metric's label.
     #[must_use]
     pub fn label(&self) -> &'static str {
