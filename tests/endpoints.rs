@@ -191,6 +191,23 @@ fn an_endpoint_that_is_named_is_the_one_that_is_called_and_signed_for() {
 }
 
 #[test]
+fn a_second_hop_by_way_of_the_global_sts_is_signed_for_its_region() {
+    let sandbox = sandbox();
+    put_hub(&sandbox, HUB);
+    put_target(&sandbox, READER, HUB, &json!({}));
+    let [role, target, regional] =
+        ["eks.amazonaws.com/role-arn", "kube2irsa.io/target-role-arn", "eks.amazonaws.com/sts-regional-endpoints"];
+    sandbox.annotate("team-a", "web", &[(role, HUB), (target, READER), (regional, "false")]);
+    let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let proxy = Proxy::start(&sandbox);
+    let url = proxy_url(&format!("proxy-user:{PASSWORD}@"));
+    let daemon = Daemon::ready_in(&sandbox, &[("HTTPS_PROXY", url.as_str())], &[]);
+    eventually("it is served", || role_status(&web) == 200);
+    assert_eq!(ask(&web, "GET", &format!("{ROLE_NAME}reader"), &[]).unwrap().status, 200, "{}", daemon.log());
+    assert_eq!(proxy.asked(), [GLOBAL]);
+}
+
+#[test]
 fn a_second_hop_needs_a_region_and_says_so() {
     let sandbox = sandbox();
     put_hub(&sandbox, HUB);
