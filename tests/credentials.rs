@@ -75,6 +75,7 @@ fn a_pod_that_brings_its_own_token_is_served_when_it_asks_and_not_before() {
 fn a_pod_that_has_finished_costs_nothing_more() {
     let (sandbox, _web) = with_a_pod();
     let _daemon = Daemon::ready(&sandbox, &[]);
+    eventually("the other pod has an hour", || exchanges(&sandbox) == 1);
     sandbox.cloud.sts.set_max_life(Some(Duration::from_secs(4)));
     let job = sandbox.add_pod("team-a", "job", "web").unwrap();
     assert_eq!(role_status(&job), 200);
