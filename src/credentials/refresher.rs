@@ -97,7 +97,7 @@ impl Refresher {
         }
     }
 
-    /// Writes until the store's last user is gone, which is never while the process serves.
+    /// Writes; never ends, since it has the store, which can always tell it more.
     pub async fn run(mut self) {
         let mut clocks = tokio::time::interval(LOOK_AT_CLOCKS);
         clocks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -79,18 +79,6 @@ impl Schedule {
         }
     }
 
-    /// Slots that there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Whether there is no slot.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
     /// Fetches that wait for their turn.
     #[must_use]
     pub fn queued(&self) -> usize {

@@ -255,7 +255,7 @@ impl Simulation {
         let waiting = self.waiting();
         assert_eq!(self.schedule.queued(), waiting.len(), "what waits is what is needed");
         let known = self.pods.keys().filter(|key| self.schedule.state(**key).is_some()).count();
-        assert_eq!(self.schedule.len(), known, "something of a pod that is gone");
+        assert_eq!(self.schedule.slots.len(), known, "something of a pod that is gone");
         let mut timers = BTreeSet::new();
         for (key, pod) in &self.pods {
             let timer = match self.schedule.state(*key) {
