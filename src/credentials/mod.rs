@@ -361,6 +361,11 @@ impl Slot {
         in_turn
     }
 
+    /// How long its sessions are asked to last.
+    fn asked_life(&self) -> Option<Duration> {
+        self.grants().first().map(|grant| Duration::from_secs(grant.wish.session_seconds.into()))
+    }
+
     fn is_of(&self, grant: usize, pod: &PodUid) -> bool {
         self.grants().iter().any(|other| address(other) == grant && other.pod.uid == *pod)
     }

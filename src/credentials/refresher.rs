@@ -13,7 +13,7 @@ use std::{
 use secrecy::SecretString;
 use tokio::{
     sync::mpsc,
-    task::{Id, JoinError, JoinSet},
+    task::{AbortHandle, Id, JoinError, JoinSet},
 };
 
 use super::{
@@ -46,7 +46,7 @@ pub struct Refresher {
     schedule: Schedule,
     slots: HashMap<Key, Arc<Slot>>,
     fetches: JoinSet<Fetched>,
-    in_flight: HashMap<Id, Key>,
+    in_flight: HashMap<Id, (Key, AbortHandle)>,
 }
 
 /// What came of a fetch.
@@ -143,10 +143,15 @@ impl Refresher {
     fn due(&mut self, keys: Vec<Key>) {
         let now = clock::now();
         for key in keys {
-            let idle = match (self.schedule.state(key), self.slots.get(&key)) {
-                (Some(State::Fresh { document, .. }), Some(slot)) => self.store.idle(slot, document.life(), now),
-                _ => false,
-            };
+            let idle = self.slots.get(&key).is_some_and(|slot| {
+                let life = match self.schedule.state(key) {
+                    Some(State::Fresh { document, .. }) => Some(document.life()),
+                    // As long as it would live.
+                    Some(State::Failed { .. }) => slot.asked_life(),
+                    _ => None,
+                };
+                life.is_some_and(|life| self.store.idle(slot, life, now))
+            });
             self.step(key, Event::Due { idle });
         }
     }
@@ -155,11 +160,13 @@ impl Refresher {
         let (id, Fetched { result, calls }) = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
-                tracing::error!("a fetch panicked; it is made again");
+                if error.is_panic() {
+                    tracing::error!("a fetch panicked; it is made again");
+                }
                 (error.id(), Fetched { result: Err(Failure::Transient), calls: 1 })
             }
         };
-        let Some(key) = self.in_flight.remove(&id) else { return };
+        let Some((key, _)) = self.in_flight.remove(&id) else { return };
         let throttled = matches!(result, Err(Failure::Throttled));
         self.schedule.ended(key, calls, throttled, clock::now());
         self.step(key, result.map_or_else(Event::Refused, Event::Fetched));
@@ -178,6 +185,8 @@ impl Refresher {
             State::Fresh { document, .. } | State::Renewing { document, .. } => View::Document(document),
             State::Failed { failure, until, .. } => View::Failed(failure, Some(until)),
             State::Gone => {
+                // What it would bring is for nobody.
+                self.in_flight.values().filter(|(of, _)| *of == key).for_each(|(_, fetch)| fetch.abort());
                 self.store.remove(slot);
                 self.slots.remove(&key);
                 return;
@@ -210,7 +219,7 @@ impl Refresher {
         };
         let renewal = matches!(self.schedule.state(key), Some(State::Renewing { .. }));
         let fetch = self.fetches.spawn(Arc::clone(&self.fetcher).fetch(slot, grant, renewal));
-        self.in_flight.insert(fetch.id(), key);
+        self.in_flight.insert(fetch.id(), (key, fetch));
     }
 }
 

@@ -151,12 +151,13 @@ impl State {
             }
 
             (Self::Fresh { due, .. }, Event::Due { idle: true }) if due.passed(now) => (Self::Gone, Step::Rest),
+            (Self::Failed { .. }, Event::Due { idle: true }) => (Self::Gone, Step::Rest),
             (Self::Fresh { document, due, failures }, Event::Due { idle: false }) if due.passed(now) => {
                 renew(document, failures, now)
             }
             // A clock was stepped: if it still waits for its turn, that may have become more urgent.
             (Self::Renewing { document, failures }, Event::Due { .. }) => renew(document, failures, now),
-            (Self::Failed { failure, again: Some((at, priority)), failures, .. }, Event::Due { .. })
+            (Self::Failed { failure, again: Some((at, priority)), failures, .. }, Event::Due { idle: false })
                 if at <= now.monotonic =>
             {
                 fetch(priority, Some(failure), failures)

@@ -205,6 +205,19 @@ async fn a_caller_that_leaves_cancels_nothing() {
 }
 
 #[tokio::test]
+async fn a_refusal_is_tried_again_when_somebody_asks_after_it() {
+    let (engine, grant) = (engine(9, Answer::Refused), grant("1"));
+    assert_eq!(engine.store.obtain(&grant, soon()).await, Outcome::Failed(Failure::Permanent));
+    *engine.fake.answer.lock().unwrap() = Answer::Good;
+    let end = soon();
+    while !matches!(engine.store.obtain(&grant, soon()).await, Outcome::Document(_)) {
+        assert!(tokio::time::Instant::now() < end, "it is not tried again");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(engine.exchanges(), 2);
+}
+
+#[tokio::test]
 async fn a_caller_waits_no_longer_than_it_may() {
     let (engine, grant) = (engine(0, Answer::Good), grant("1"));
     let until = tokio::time::Instant::now() + Duration::from_millis(20);
@@ -279,7 +292,11 @@ async fn a_shared_session_is_one_for_all_pods_of_a_service_account_until_the_las
     assert_eq!(engine.store.obtain(&two, soon()).await, Outcome::Document(of_one.clone()));
     let Outcome::Document(of_stranger) = engine.store.obtain(&stranger, soon()).await else { panic!() };
     assert_ne!(of_one, of_stranger);
-    assert_eq!(engine.exchanges(), 2);
+    let other = Arc::new(Grant { wish: wish("arn:aws:iam::123456789012:role/other"), ..(*two).clone() });
+    let Outcome::Document(of_other) = engine.store.obtain(&other, soon()).await else { panic!() };
+    assert_ne!(of_one, of_other, "another role");
+    engine.store.entitle(&two.pod.uid, std::slice::from_ref(&two), None);
+    assert_eq!(engine.exchanges(), 3);
 
     engine.store.entitle(&one.pod.uid, &[], None);
     assert_eq!(engine.store.get(&one, clock::now()), None);
@@ -288,7 +305,7 @@ async fn a_shared_session_is_one_for_all_pods_of_a_service_account_until_the_las
     assert_eq!(engine.store.get(&two, clock::now()), None);
     assert_eq!(engine.store.figures(clock::now()).slots, 1);
     assert!(matches!(engine.store.obtain(&grant("4"), soon()).await, Outcome::Document(_)), "a session of its own");
-    assert_eq!(engine.exchanges(), 3);
+    assert_eq!(engine.exchanges(), 4);
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ use crate::{clock, metrics::Metrics};
 
 /// Seconds that the operator is told about.
 const TOO_FAR: i64 = 60;
+/// What a date does not show: the part of a second, and how long the answer was on its way.
+const UNSEEN: Duration = Duration::from_secs(3);
 
 /// Looks at the date of each answer.
 #[derive(Clone, Debug)]
@@ -37,10 +39,12 @@ impl Skew {
         Self { metrics, ahead: Arc::default() }
     }
 
-    /// How far our clock is behind STS's; zero if it is ahead.
+    /// How far our clock is behind STS's, at the most; zero if it is ahead.
     pub(super) fn behind(&self) -> Duration {
-        let behind = self.ahead.load(Ordering::Relaxed).saturating_neg();
-        Duration::from_secs(u64::try_from(behind).unwrap_or_default())
+        match u64::try_from(self.ahead.load(Ordering::Relaxed).saturating_neg()) {
+            Ok(behind @ 1..) => Duration::from_secs(behind) + UNSEEN,
+            Ok(0) | Err(_) => Duration::ZERO,
+        }
     }
 
     fn seen(&self, ahead: i64) {

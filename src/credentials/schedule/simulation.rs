@@ -164,7 +164,9 @@ impl Simulation {
     }
 
     fn due(&mut self, key: Key) {
-        let idle = self.document(key).is_some_and(|document| self.idle(key, document.life()));
+        let failed = matches!(self.schedule.state(key), Some(State::Failed { .. }));
+        let life = self.document(key).map(|document| document.life()).or_else(|| failed.then_some(ASKED_LIFE));
+        let idle = life.is_some_and(|life| self.idle(key, life));
         let chance = self.random.f64();
         if matches!(self.schedule.step(key, Event::Due { idle }, self.now, chance), State::Gone) {
             assert!(idle, "given up though it is read");
@@ -284,5 +286,7 @@ impl Simulation {
     }
 }
 
+/// What sessions are asked to last.
+const ASKED_LIFE: Duration = Duration::from_secs(3600);
 /// The longest that is tried.
 pub(super) const LONGEST_LIFE: Duration = Duration::from_secs(43_200);

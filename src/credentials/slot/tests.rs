@@ -117,6 +117,16 @@ fn a_slot_that_nobody_read_for_a_whole_life_is_given_up_and_a_gone_one_stays_gon
 }
 
 #[test]
+fn a_failed_slot_that_nobody_reads_is_given_up_too() {
+    let now = start();
+    let (state, _) = fetching(0).step(Event::Refused(Failure::Transient), now, 0.0);
+    let (_, step) = state.clone().step(Event::Due { idle: false }, after(now, 60.0), 0.0);
+    assert_eq!(step, Step::Fetch(Priority::Expired));
+    let (state, step) = state.step(Event::Due { idle: true }, after(now, 60.0), 0.0);
+    assert!(matches!((&state, step), (State::Gone, Step::Rest)));
+}
+
+#[test]
 fn a_timer_of_an_earlier_state_does_nothing() {
     let now = start();
     let (state, _) = fresh(now, 3600, 0.0);
