@@ -271,10 +271,7 @@ mod tests {
         let long = "ä".repeat(3000);
         let note = problem(&refused(Class::Permanent, "AccessDenied", &long), false).note;
         assert!(note.len() <= 1024 && note.ends_with("its aud is sts.amazonaws.com."), "{note}");
-        let error = AnnotationError::NotPermitted {
-            namespace: "n".repeat(63).as_str().into(),
-            role: format!("arn:aws:iam::123456789012:role/{}", "r".repeat(2000)).parse().unwrap(),
-        };
+        let error = AnnotationError::RoleName("r".repeat(2000));
         let note = Problem::invalid(&grant().pod, &error).note;
         assert_eq!(note.len(), 1024);
         assert_eq!(cut("aä", 2), "a");
