@@ -96,6 +96,10 @@ pub(super) enum Interruption {
     /// The connection broke, or was silent for too long.
     #[error("the connection: {0}")]
     Connection(#[from] io::Error),
+    /// A watch was silent from its beginning for too long, without a bookmark even. So is one from a place that the
+    /// history is yet to reach, where it went back with a restored backup.
+    #[error("nothing was heard at all")]
+    Silent,
     /// The API server ended the watch with an error.
     #[error("the API server ended it: {code} {message}")]
     Ended {
@@ -117,7 +121,7 @@ impl Interruption {
         match self {
             Self::Request(kube::Error::Api(status)) => status.code == 410,
             Self::Ended { code, .. } => *code == 410,
-            Self::NotUnderstood => true,
+            Self::Silent | Self::NotUnderstood => true,
             Self::Request(_) | Self::Connection(_) => false,
         }
     }
@@ -219,8 +223,11 @@ impl Collection {
         let stream = self.client.request_stream(request.map_err(kube::Error::BuildRequest)?).await?;
         let mut stream = std::pin::pin!(stream);
         let stale = self.metrics.stale_events.with_label_values(&[self.resource]);
-        let mut line = Vec::new();
-        while stream.read_until(b'\n', &mut line).await? > 0 {
+        let (mut line, mut silent) = (Vec::new(), true);
+        let broken =
+            |error: io::Error, silent| if silent && timed_out(&error) { Interruption::Silent } else { error.into() };
+        while stream.read_until(b'\n', &mut line).await.map_err(|error| broken(error, silent))? > 0 {
+            silent = false;
             if line.last() != Some(&b'\n') {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
@@ -259,6 +266,13 @@ impl Collection {
         let name = [namespace, name].map(|part| part.as_str().unwrap_or("?")).join("/");
         tracing::warn!(resource = self.resource, name, "cannot be read: who depends on it is not served");
     }
+}
+
+/// Whether the cause is a silence for too long.
+fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let mut causes = chain.filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Whether one resource version is later than another. They are numbers that can be compared
