@@ -165,10 +165,12 @@ fn a_watch_whose_history_is_gone_is_begun_anew_by_a_list() {
         cluster.faults().cut_watches();
     });
     // The same as a status instead of an event; no watch will ever go on from there.
-    for resource in RESOURCES {
+    for (resource, code) in
+        RESOURCES.into_iter().zip([StatusCode::GONE, StatusCode::BAD_REQUEST, StatusCode::NOT_FOUND])
+    {
         let lists = cluster.lists(resource);
         cluster.survives("watch_errors_total", &[resource], || {
-            cluster.faults().inject(watches_of(resource), Fault::Answer(StatusCode::GONE));
+            cluster.faults().inject(watches_of(resource), Fault::Answer(code));
             cluster.faults().cut_watches();
             eventually("it lists anew", || cluster.lists(resource) > lists);
             cluster.faults().clear();

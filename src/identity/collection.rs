@@ -116,11 +116,12 @@ pub(super) enum Interruption {
 // === impl Interruption ===
 
 impl Interruption {
-    /// Whether only a list can tell what happened since.
+    /// Whether only a list can tell what happened since. A refusal that is not of rights nor of load is of the place,
+    /// whatever its code (410, as a rule): to repeat it would be in vain.
     fn loses_place(&self) -> bool {
         match self {
-            Self::Request(kube::Error::Api(status)) => status.code == 410,
-            Self::Ended { code, .. } => *code == 410,
+            Self::Request(kube::Error::Api(status)) => !matches!(status.code, 401 | 403 | 429 | 500..),
+            Self::Ended { code, .. } => !matches!(code, 401 | 403 | 429 | 500..),
             Self::Silent | Self::NotUnderstood => true,
             Self::Request(_) | Self::Connection(_) => false,
         }
