@@ -94,7 +94,7 @@ pub(super) enum Interruption {
     #[error(transparent)]
     Request(#[from] kube::Error),
     /// The connection broke, or was silent for too long.
-    #[error("the connection: {0}")]
+    #[error("the connection broke")]
     Connection(#[from] io::Error),
     /// A watch was silent from its beginning for too long, without a bookmark even. So is one from a place that the
     /// history is yet to reach, where it went back with a restored backup.
@@ -142,17 +142,26 @@ impl Collection {
     pub(super) async fn follow<T: DeserializeOwned>(&self, interrupted: impl Fn(), mut heard: impl FnMut(News<T>)) {
         let errors = self.metrics.watch_errors.with_label_values(&[self.resource]);
         let mut pauses = Pauses::default();
-        let mut place = None;
+        let (mut place, mut told) = (None, String::new());
         loop {
             let begun = clock::now().monotonic;
-            match self.go_on(&mut place, &mut heard).await {
-                Ok(()) if begun.elapsed() >= GOOD_AFTER => continue,
+            let ended = self.go_on(&mut place, &mut heard).await;
+            let good = begun.elapsed() >= GOOD_AFTER;
+            if good {
+                told.clear();
+            }
+            match ended {
+                Ok(()) if good => continue,
                 // So a server ends watches that shuts down: no error, and not to be repeated without pause.
                 Ok(()) => {}
                 Err(error) => {
                     errors.inc();
                     interrupted();
-                    tracing::warn!(resource = self.resource, %error, "the watch broke; it is resumed");
+                    let why = why(&error);
+                    if told != why {
+                        tracing::warn!(path = self.path, "the watch broke, and is tried until it goes on: {why}");
+                        told = why;
+                    }
                     if error.loses_place() {
                         place = None;
                     }
@@ -267,6 +276,12 @@ impl Collection {
         let name = [namespace, name].map(|part| part.as_str().unwrap_or("?")).join("/");
         tracing::warn!(resource = self.resource, name, "cannot be read: who depends on it is not served");
     }
+}
+
+/// What is wrong, and what is at the bottom of it.
+fn why(error: &Interruption) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.last().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// Whether the cause is a silence for too long.
