@@ -131,6 +131,14 @@ pub enum AnnotationError {
     },
 }
 
+impl AnnotationError {
+    /// What the service account's pods have of it. One role that is not permitted is no other's end.
+    #[must_use]
+    pub fn consequence(&self) -> &'static str {
+        if matches!(self, Self::NotPermitted { .. }) { "is refused a role" } else { "gets no credentials" }
+    }
+}
+
 /// What a role that is no ARN (has no `arn:` in it) is taken for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PlainNames {

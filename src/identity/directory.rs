@@ -96,7 +96,7 @@ pub struct Figures {
     pub disputed: usize,
     /// Addresses whose pod is suspended.
     pub suspended: usize,
-    /// Pods whose service account's annotations cannot be meant.
+    /// Pods whose service account's annotations cannot be meant, or name a role that is not permitted.
     pub invalid: usize,
 }
 
@@ -392,7 +392,7 @@ fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>, on_invalid: &OnInva
         {
             tracing::warn!(
                 namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
-                "service account {}/{} gets no credentials: {error}", pod.namespace, pod.service_account
+                "service account {}/{} {}: {error}", pod.namespace, pod.service_account, error.consequence()
             );
             on_invalid(pod, error);
         }
