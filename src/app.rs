@@ -363,10 +363,10 @@ mod tests {
     use super::*;
 
     /// Answers lists, and opens watches in which it says nothing.
-    async fn silent_api_server(listener: TcpListener, watches: Arc<AtomicUsize>) {
+    async fn silent_api_server(listener: TcpListener, lists: Arc<AtomicUsize>, watches: Arc<AtomicUsize>) {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let watches = Arc::clone(&watches);
+            let (lists, watches) = (Arc::clone(&lists), Arc::clone(&watches));
             tokio::spawn(async move {
                 let mut lines = BufReader::new(stream);
                 loop {
@@ -382,6 +382,7 @@ mod tests {
                         watches.fetch_add(1, Ordering::SeqCst);
                         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()
                     } else {
+                        lists.fetch_add(1, Ordering::SeqCst);
                         let list =
                             r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#;
                         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{list}", list.len())
@@ -394,11 +395,11 @@ mod tests {
 
     /// With the limit that is in force this takes longer than a test may.
     #[tokio::test]
-    async fn a_watch_that_says_nothing_for_too_long_is_broken_off_and_opened_anew() {
+    async fn a_watch_that_says_nothing_at_all_is_broken_off_and_begun_anew_by_a_list() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let watches = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(silent_api_server(listener, Arc::clone(&watches)));
+        let (lists, watches) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        tokio::spawn(silent_api_server(listener, Arc::clone(&lists), Arc::clone(&watches)));
         let mut config = kube::Config::new(url.parse().unwrap());
         set_limits(&mut config);
         assert_eq!(config.read_timeout, Some(SILENCE_LIMIT));
@@ -409,7 +410,7 @@ mod tests {
         let pods = watch::pods(client(config).unwrap(), "node".into(), Arc::new(directory), Arc::clone(&metrics));
         let broken = metrics.watch_errors.with_label_values(&["pods"]);
         let seen = async {
-            while broken.get() < 1 || watches.load(Ordering::SeqCst) < 2 {
+            while broken.get() < 1 || watches.load(Ordering::SeqCst) < 2 || lists.load(Ordering::SeqCst) < 2 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };

@@ -194,7 +194,7 @@ impl Metrics {
             )?,
             pods_with_invalid_role: gauge(
                 "pods_with_invalid_role",
-                "Pods whose service account has annotations that cannot be meant; log and Events name them.",
+                "Pods whose service account has annotations that cannot be meant or a role that is not permitted.",
             )?,
             suspended_addresses: gauge(
                 "suspended_addresses",

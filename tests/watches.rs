@@ -165,10 +165,12 @@ fn a_watch_whose_history_is_gone_is_begun_anew_by_a_list() {
         cluster.faults().cut_watches();
     });
     // The same as a status instead of an event; no watch will ever go on from there.
-    for resource in RESOURCES {
+    for (resource, code) in
+        RESOURCES.into_iter().zip([StatusCode::GONE, StatusCode::BAD_REQUEST, StatusCode::NOT_FOUND])
+    {
         let lists = cluster.lists(resource);
         cluster.survives("watch_errors_total", &[resource], || {
-            cluster.faults().inject(watches_of(resource), Fault::Answer(StatusCode::GONE));
+            cluster.faults().inject(watches_of(resource), Fault::Answer(code));
             cluster.faults().cut_watches();
             eventually("it lists anew", || cluster.lists(resource) > lists);
             cluster.faults().clear();
@@ -449,6 +451,9 @@ fn a_role_that_changes_while_the_api_server_is_away_is_in_force_once_it_is_watch
         cluster.sandbox.add_service_account("team-a", "web", "meanwhile").unwrap();
         thread::sleep(Duration::from_secs(10));
         assert_eq!(cluster.role(), Ok("web".to_owned()), "what is known is served");
+        // Each of five watches is cut, and is refused then.
+        let said = cluster.daemon.log().matches("the watch broke").count();
+        assert!((5..=10).contains(&said), "{said} times");
         cluster.sandbox.cloud.start_api().unwrap();
         eventually("its accounts are watched", || {
             let of_team_a = "/api/v1/namespaces/team-a/serviceaccounts";

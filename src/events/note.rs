@@ -79,7 +79,8 @@ impl Problem {
             ),
             _ => (Reason::InvalidAnnotation, "Correct the annotation of the ServiceAccount"),
         };
-        let note = format!("{} gets no credentials: {error}. {advice}; the pod need not be restarted.", account(pod));
+        let (account, consequence) = (account(pod), error.consequence());
+        let note = format!("{account} {consequence}: {error}. {advice}; the pod need not be restarted.");
         let which = error.to_string();
         Self::new(reason, which, &note, false)
     }
@@ -271,13 +272,17 @@ mod tests {
         let long = "ä".repeat(3000);
         let note = problem(&refused(Class::Permanent, "AccessDenied", &long), false).note;
         assert!(note.len() <= 1024 && note.ends_with("its aud is sts.amazonaws.com."), "{note}");
-        let error = AnnotationError::NotPermitted {
-            namespace: "n".repeat(63).as_str().into(),
-            role: format!("arn:aws:iam::123456789012:role/{}", "r".repeat(2000)).parse().unwrap(),
-        };
+        let error = AnnotationError::RoleName("r".repeat(2000));
         let note = Problem::invalid(&grant().pod, &error).note;
         assert_eq!(note.len(), 1024);
         assert_eq!(cut("aä", 2), "a");
+    }
+
+    #[test]
+    fn a_role_that_is_not_permitted_is_not_said_to_be_the_only_one() {
+        let error = AnnotationError::NotPermitted { namespace: "n".into(), role: ROLE.parse().unwrap() };
+        let note = Problem::invalid(&grant().pod, &error).note;
+        assert!(!note.contains("no credentials"), "it may be an additional role: {note}");
     }
 
     #[test]

@@ -30,6 +30,8 @@ const SESSION_DEFAULT: u32 = 3600;
 const EXTERNAL_ID_LENGTHS: std::ops::RangeInclusive<usize> = 2..=1224;
 /// As long as a role's name may be.
 const LONGEST_NAME: usize = 64;
+/// Each is a grant of every pod of the service account, and an annotation has room for thousands.
+const MOST_ADDITIONAL: usize = 32;
 
 /// What a service account asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +115,9 @@ pub enum AnnotationError {
     /// An additional role has a name that cannot be asked for.
     #[error("annotation {ADDITIONAL_ROLE_ARNS}: {0:?} is no name: 1 to 64 letters, digits or _+=,.@- (name=ARN)")]
     RoleName(String),
+    /// There are more additional roles than that.
+    #[error("annotation {ADDITIONAL_ROLE_ARNS}: names more than {MOST_ADDITIONAL} roles")]
+    TooManyRoles,
     /// Two roles have one name.
     #[error("annotation {ADDITIONAL_ROLE_ARNS}: two roles are named {0:?}; give one of them another (name=ARN)")]
     SameName(String),
@@ -124,6 +129,14 @@ pub enum AnnotationError {
         /// The role.
         role: RoleArn,
     },
+}
+
+impl AnnotationError {
+    /// What the service account's pods have of it. One role that is not permitted is no other's end.
+    #[must_use]
+    pub fn consequence(&self) -> &'static str {
+        if matches!(self, Self::NotPermitted { .. }) { "is refused a role" } else { "gets no credentials" }
+    }
 }
 
 /// What a role that is no ARN (has no `arn:` in it) is taken for.
@@ -190,6 +203,9 @@ impl Keys {
         for entry in get(ADDITIONAL_ROLE_ARNS).unwrap_or_default().split(',').map(str::trim) {
             if entry.is_empty() {
                 continue;
+            }
+            if additional.len() == MOST_ADDITIONAL {
+                return Err(AnnotationError::TooManyRoles);
             }
             let (name, role) = named_role(entry)?;
             if name == main.last_role().name() || additional.iter().any(|(other, _)| *other == name) {
@@ -365,6 +381,10 @@ mod tests {
         let odd = "arn:aws:iam::111122223333:role/a=b";
         assert_eq!(additional(odd), Ok(vec![pair("a=b", odd)]), "an equals sign of the role's own");
         assert_eq!(additional(&format!("c={odd}")), Ok(vec![pair("c", odd)]));
+
+        let many = |count| (0..count).map(|n| format!("n{n}={one}")).collect::<Vec<_>>().join(",");
+        assert_eq!(additional(&many(MOST_ADDITIONAL)).map(|roles| roles.len()), Ok(MOST_ADDITIONAL));
+        assert_eq!(additional(&many(MOST_ADDITIONAL + 1)), Err(AnnotationError::TooManyRoles));
 
         for (text, name) in [(two.clone(), "web"), (format!("{one},logs={two}"), "logs")] {
             assert_eq!(additional(&text), Err(AnnotationError::SameName(name.to_owned())), "{text}");

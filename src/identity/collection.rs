@@ -94,8 +94,12 @@ pub(super) enum Interruption {
     #[error(transparent)]
     Request(#[from] kube::Error),
     /// The connection broke, or was silent for too long.
-    #[error("the connection: {0}")]
+    #[error("the connection broke")]
     Connection(#[from] io::Error),
+    /// A watch was silent from its beginning for too long, without a bookmark even. So is one from a place that the
+    /// history is yet to reach, where it went back with a restored backup.
+    #[error("nothing was heard at all")]
+    Silent,
     /// The API server ended the watch with an error.
     #[error("the API server ended it: {code} {message}")]
     Ended {
@@ -112,12 +116,13 @@ pub(super) enum Interruption {
 // === impl Interruption ===
 
 impl Interruption {
-    /// Whether only a list can tell what happened since.
+    /// Whether only a list can tell what happened since. A refusal that is not of rights nor of load is of the place,
+    /// whatever its code (410, as a rule): to repeat it would be in vain.
     fn loses_place(&self) -> bool {
         match self {
-            Self::Request(kube::Error::Api(status)) => status.code == 410,
-            Self::Ended { code, .. } => *code == 410,
-            Self::NotUnderstood => true,
+            Self::Request(kube::Error::Api(status)) => !matches!(status.code, 401 | 403 | 429 | 500..),
+            Self::Ended { code, .. } => !matches!(code, 401 | 403 | 429 | 500..),
+            Self::Silent | Self::NotUnderstood => true,
             Self::Request(_) | Self::Connection(_) => false,
         }
     }
@@ -137,17 +142,26 @@ impl Collection {
     pub(super) async fn follow<T: DeserializeOwned>(&self, interrupted: impl Fn(), mut heard: impl FnMut(News<T>)) {
         let errors = self.metrics.watch_errors.with_label_values(&[self.resource]);
         let mut pauses = Pauses::default();
-        let mut place = None;
+        let (mut place, mut told) = (None, String::new());
         loop {
             let begun = clock::now().monotonic;
-            match self.go_on(&mut place, &mut heard).await {
-                Ok(()) if begun.elapsed() >= GOOD_AFTER => continue,
+            let ended = self.go_on(&mut place, &mut heard).await;
+            let good = begun.elapsed() >= GOOD_AFTER;
+            if good {
+                told.clear();
+            }
+            match ended {
+                Ok(()) if good => continue,
                 // So a server ends watches that shuts down: no error, and not to be repeated without pause.
                 Ok(()) => {}
                 Err(error) => {
                     errors.inc();
                     interrupted();
-                    tracing::warn!(resource = self.resource, %error, "the watch broke; it is resumed");
+                    let why = why(&error);
+                    if told != why {
+                        tracing::warn!(path = self.path, "the watch broke, and is tried until it goes on: {why}");
+                        told = why;
+                    }
                     if error.loses_place() {
                         place = None;
                     }
@@ -219,8 +233,11 @@ impl Collection {
         let stream = self.client.request_stream(request.map_err(kube::Error::BuildRequest)?).await?;
         let mut stream = std::pin::pin!(stream);
         let stale = self.metrics.stale_events.with_label_values(&[self.resource]);
-        let mut line = Vec::new();
-        while stream.read_until(b'\n', &mut line).await? > 0 {
+        let (mut line, mut silent) = (Vec::new(), true);
+        let broken =
+            |error: io::Error, silent| if silent && timed_out(&error) { Interruption::Silent } else { error.into() };
+        while stream.read_until(b'\n', &mut line).await.map_err(|error| broken(error, silent))? > 0 {
+            silent = false;
             if line.last() != Some(&b'\n') {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
@@ -259,6 +276,19 @@ impl Collection {
         let name = [namespace, name].map(|part| part.as_str().unwrap_or("?")).join("/");
         tracing::warn!(resource = self.resource, name, "cannot be read: who depends on it is not served");
     }
+}
+
+/// What is wrong, and what is at the bottom of it.
+fn why(error: &Interruption) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.last().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+/// Whether the cause is a silence for too long.
+fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let mut causes = chain.filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Whether one resource version is later than another. They are numbers that can be compared

@@ -73,8 +73,8 @@ struct State {
     pods_synced: bool,
     /// The watch broke and has said nothing since.
     pods_may_lag: bool,
-    /// Times that a pod was deleted or all were listed anew.
-    deletions: u64,
+    /// How often it was told that a pod ends or is gone, or what all pods are.
+    ends: u64,
     accounts: HashMap<Namespace, Accounts>,
     policy: NamespacePolicy,
     /// What namespaces permit, of those that are known.
@@ -96,7 +96,7 @@ pub struct Figures {
     pub disputed: usize,
     /// Addresses whose pod is suspended.
     pub suspended: usize,
-    /// Pods whose service account's annotations cannot be meant.
+    /// Pods whose service account's annotations cannot be meant, or name a role that is not permitted.
     pub invalid: usize,
 }
 
@@ -233,22 +233,23 @@ impl Directory {
     /// A pod appeared or changed.
     pub fn apply_pod(&self, pod: Pod) {
         let mut state = self.state();
+        state.ends += u64::from(pod.finished || pod.terminating);
         let changed = state.index.apply(pod);
         state.pods_may_lag = false;
         self.publish(&mut state, &changed);
     }
 
-    /// How many deletions there were; to be read before a look-up.
+    /// How many ends of pods were told of; to be read before a look-up.
     #[must_use]
-    pub fn deletions(&self) -> u64 {
-        self.state().deletions
+    pub fn ends(&self) -> u64 {
+        self.state().ends
     }
 
-    /// A look-up found this pod. It counts only if nothing was deleted since `deletions` was read: the watch may
-    /// have told of its end already, and would not do so again.
-    pub fn found_pod(&self, pod: Pod, deletions: u64) {
+    /// A look-up found this pod. It counts only if no pod ended since `ends` was read: the watch may have told of
+    /// its end already, and would not do so again.
+    pub fn found_pod(&self, pod: Pod, ends: u64) {
         let mut state = self.state();
-        if state.deletions == deletions {
+        if state.ends == ends {
             let changed = state.index.apply(pod);
             self.publish(&mut state, &changed);
         }
@@ -259,7 +260,7 @@ impl Directory {
         let mut state = self.state();
         let changed = state.index.delete(uid);
         state.pods_may_lag = false;
-        state.deletions += 1;
+        state.ends += 1;
         self.publish(&mut state, &changed);
     }
 
@@ -269,7 +270,7 @@ impl Directory {
         let changed = state.index.reset(pods);
         state.pods_synced = true;
         state.pods_may_lag = false;
-        state.deletions += 1;
+        state.ends += 1;
         self.publish(&mut state, &changed);
     }
 
@@ -391,7 +392,7 @@ fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>, on_invalid: &OnInva
         {
             tracing::warn!(
                 namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
-                "service account {}/{} gets no credentials: {error}", pod.namespace, pod.service_account
+                "service account {}/{} {}: {error}", pod.namespace, pod.service_account, error.consequence()
             );
             on_invalid(pod, error);
         }

@@ -41,12 +41,12 @@ pub async fn look_up(
             metrics.lookups.with_label_values(&["limited"]).inc();
             continue;
         }
-        let deletions = directory.deletions();
+        let ends = directory.ends();
         let at_address = pods_of(client.clone(), &node, &format!(",status.podIP={address}"), Arc::clone(&metrics));
         let result = match tokio::time::timeout(TIME_LIMIT, at_address.list()).await {
             Ok(Ok((found, _))) => {
                 let result = if found.is_empty() { "nobody" } else { "found" };
-                found.into_iter().for_each(|ReadPod(pod)| directory.found_pod(pod, deletions));
+                found.into_iter().for_each(|ReadPod(pod)| directory.found_pod(pod, ends));
                 result
             }
             Ok(Err(error)) => {

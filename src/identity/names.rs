@@ -63,6 +63,9 @@ name!(
     NodeName
 );
 
+/// IAM's own limits: 512 characters of path, 64 of name.
+const LONGEST_PATH_AND_NAME: usize = 512 + 64;
+
 /// The ARN of an IAM role: `arn:aws[a-z0-9-]*:iam::<12 digits>:role/<path and name>`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct RoleArn(Arc<str>);
@@ -96,6 +99,7 @@ impl std::str::FromStr for RoleArn {
             let role_chars = |c: char| c.is_ascii_alphanumeric() || "_+=,.@/-".contains(c);
             (is_partition(partition)
                 && is_account(account)
+                && role.len() <= LONGEST_PATH_AND_NAME
                 && role.chars().all(role_chars)
                 && !role.rsplit('/').next()?.is_empty())
             .then_some(())
@@ -160,6 +164,7 @@ mod tests {
             "arn:aws:iam::123456789012:role/web\n",
             " arn:aws:iam::123456789012:role/web",
             "arn:aws:sts::123456789012:assumed-role/web/x",
+            &format!("arn:aws:iam::123456789012:role/{}", "a".repeat(LONGEST_PATH_AND_NAME + 1)),
         ] {
             assert!(text.parse::<RoleArn>().is_err(), "{text:?}");
         }

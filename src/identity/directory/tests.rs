@@ -171,12 +171,20 @@ fn a_look_up_does_not_bring_back_a_pod_that_ended_meanwhile() {
     let (directory, _) = directory();
     directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
     directory.reset_pods(vec![]);
-    let before = directory.deletions();
+    let before = directory.ends();
     directory.found_pod(Pod::sample("1", &[A]), before);
     assert!(directory.identified(A).is_some());
     directory.delete_pod(&"1".into());
     directory.found_pod(Pod::sample("1", &[A]), before);
     assert_eq!(directory.identified(A), None);
+
+    // A pod that has finished keeps its object, and its address is another's soon.
+    let before = directory.ends();
+    directory.apply_pod(Pod { finished: true, ..Pod::sample("2", &[A]) });
+    directory.found_pod(Pod::sample("2", &[A]), before);
+    assert_eq!(directory.identified(A), None);
+    directory.apply_pod(Pod::sample("3", &[A]));
+    assert_eq!(directory.identified(A).unwrap().pod.uid, "3".into());
 }
 
 #[test]
