@@ -49,7 +49,7 @@ const ACTION: &str = "GetCredentials";
 /// Events that may wait to be written.
 const WAITING: usize = 128;
 /// A node writes this many at once, and then one each [`EVERY`].
-const BURST: u32 = 25;
+const BURST: u32 = 5;
 const EVERY: Duration = Duration::from_secs(5);
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 const TRIES: u32 = 3;

@@ -97,39 +97,34 @@ async fn of_namespace(accounts: Collection, namespace: Namespace, mut keys: Rece
     loop {
         let current = keys.borrow_and_update().clone();
         let heard = |news| match news {
-            News::All(accounts) => {
-                let accounts = accounts.into_iter().map(|account| read(&current, account));
-                directory.reset_accounts(&namespace, accounts.collect());
-            }
-            News::Changed(account) => {
-                let (name, account) = read(&current, account);
-                directory.apply_account(&namespace, name, account);
-            }
+            News::All(accounts) => directory.reset_accounts(&namespace, accounts.into_iter().collect()),
+            News::Changed((name, account)) => directory.apply_account(&namespace, name, account),
             News::Unreadable(account) => directory.withhold_account(&namespace, &account.name.into()),
             News::Gone(account) => directory.delete_account(&namespace, &account.name.into(), &account.uid.into()),
+            News::UpToDate => {}
         };
         tokio::select! {
-            () = accounts.follow(|| {}, heard) => return,
+            () = accounts.follow(|account| read(&current, account), || {}, heard) => return,
             Ok(()) = keys.changed() => {}
         }
     }
 }
 
 async fn permitted_roles(this_alone: Collection, namespace: Namespace, directory: Arc<Directory>) {
-    let permits = |object: &SlimObject| {
+    let permits = |object: SlimObject| {
         object.metadata.annotations.as_ref()?.get(PERMITTED_ROLES).map(|globs| PermittedRoles::new(globs))
     };
     let heard = |news| match news {
         // One that cannot be read permits nothing.
-        News::All(objects) => {
-            directory.apply_permitted(&namespace, objects.first().map_or_else(nothing, permits));
+        News::All(permitted) => {
+            directory.apply_permitted(&namespace, permitted.into_iter().next().unwrap_or_else(nothing));
         }
-        News::Changed(object) => directory.apply_permitted(&namespace, permits(&object)),
+        News::Changed(permitted) => directory.apply_permitted(&namespace, permitted),
         News::Unreadable(_) => directory.apply_permitted(&namespace, nothing()),
         // Its pods end with it.
-        News::Gone(_) => {}
+        News::Gone(_) | News::UpToDate => {}
     };
-    this_alone.follow(|| {}, heard).await;
+    this_alone.follow(permits, || {}, heard).await;
 }
 
 fn nothing() -> Option<PermittedRoles> {

@@ -57,6 +57,8 @@ pub(super) enum News<T> {
     Unreadable(Identity),
     /// An object is no more.
     Gone(Identity),
+    /// All that happened so far was told.
+    UpToDate,
 }
 
 /// What every object can be told from others by.
@@ -137,15 +139,20 @@ impl From<serde_json::Error> for Interruption {
 // === impl Collection ===
 
 impl Collection {
-    /// Tells of all objects and of what becomes of them; never ends. `interrupted` is called when nothing is heard
-    /// for a while.
-    pub(super) async fn follow<T: DeserializeOwned>(&self, interrupted: impl Fn(), mut heard: impl FnMut(News<T>)) {
+    /// Tells of all objects, of which `keep` takes what is needed, and of what becomes of them; never ends.
+    /// `interrupted` is called when nothing is heard for a while.
+    pub(super) async fn follow<T: DeserializeOwned, U>(
+        &self,
+        keep: impl Fn(T) -> U,
+        interrupted: impl Fn(),
+        mut heard: impl FnMut(News<U>),
+    ) {
         let errors = self.metrics.watch_errors.with_label_values(&[self.resource]);
         let mut pauses = Pauses::default();
         let (mut place, mut told) = (None, String::new());
         loop {
             let begun = clock::now().monotonic;
-            let ended = self.go_on(&mut place, &mut heard).await;
+            let ended = self.go_on(&mut place, &keep, &mut heard).await;
             let good = begun.elapsed() >= GOOD_AFTER;
             if good {
                 told.clear();
@@ -172,24 +179,28 @@ impl Collection {
     }
 
     /// Until the end of a watch; `place` is the resource version up to which all was heard.
-    async fn go_on<T: DeserializeOwned>(
+    async fn go_on<T: DeserializeOwned, U>(
         &self,
         place: &mut Option<String>,
-        heard: &mut impl FnMut(News<T>),
+        keep: &impl Fn(T) -> U,
+        heard: &mut impl FnMut(News<U>),
     ) -> Result<(), Interruption> {
         let place = match place {
             Some(place) => place,
             None => {
-                let (objects, version) = self.list().await?;
+                let (objects, version) = self.list(keep).await?;
                 heard(News::All(objects));
                 place.insert(version)
             }
         };
-        self.watch(place, heard).await
+        self.watch(place, keep, heard).await
     }
 
-    /// All objects that can be read, and the resource version at which they were so.
-    pub(super) async fn list<T: DeserializeOwned>(&self) -> Result<(Vec<T>, String), Interruption> {
+    /// What is kept of all objects that can be read, and the resource version at which they were so.
+    pub(super) async fn list<T: DeserializeOwned, U>(
+        &self,
+        keep: impl Fn(T) -> U,
+    ) -> Result<(Vec<U>, String), Interruption> {
         let request = Request::new(&self.path);
         let mut params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() }.limit(self.page);
         let mut objects = Vec::new();
@@ -200,7 +211,7 @@ impl Collection {
                 Ok(page) => page,
                 Err(_) => self.readable(serde_json::from_str(&text)?),
             };
-            objects.extend(page.items.into_iter().flatten());
+            objects.extend(page.items.into_iter().flatten().map(&keep));
             match page.metadata.r#continue.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => return Ok((objects, page.metadata.resource_version)),
@@ -220,10 +231,11 @@ impl Collection {
         Page { items: Some(items.collect()), metadata: page.metadata }
     }
 
-    async fn watch<T: DeserializeOwned>(
+    async fn watch<T: DeserializeOwned, U>(
         &self,
         place: &mut String,
-        heard: &mut impl FnMut(News<T>),
+        keep: &impl Fn(T) -> U,
+        heard: &mut impl FnMut(News<U>),
     ) -> Result<(), Interruption> {
         let request = Request::new(&self.path);
         let params = WatchParams { field_selector: self.fields.clone(), ..WatchParams::default() };
@@ -248,17 +260,18 @@ impl Collection {
                 return Err(Interruption::Ended { code: object["code"].as_u64().unwrap_or_default(), message });
             }
             let version = object["metadata"]["resourceVersion"].as_str().ok_or(Interruption::NotUnderstood)?;
-            if !is_newer(version, place) {
-                // Where nothing is written a bookmark has nothing new to say.
-                stale.inc_by(u64::from(r#type != "BOOKMARK"));
+            let is_newer = is_newer(version, place);
+            if !is_newer && r#type != "BOOKMARK" {
+                stale.inc();
                 continue;
             }
-            let version = version.to_owned();
+            // Where nothing is written a bookmark names the place that we are at.
+            let version = if is_newer { version.to_owned() } else { place.clone() };
             match r#type.as_str() {
-                "BOOKMARK" => {}
+                "BOOKMARK" => heard(News::UpToDate),
                 "DELETED" => heard(News::Gone(Identity::deserialize(&object["metadata"])?)),
                 "ADDED" | "MODIFIED" => match T::deserialize(&object) {
-                    Ok(read) => heard(News::Changed(read)),
+                    Ok(read) => heard(News::Changed(keep(read))),
                     Err(_) => {
                         self.unreadable(&object["metadata"]["namespace"], &object["metadata"]["name"]);
                         heard(News::Unreadable(Identity::deserialize(&object["metadata"])?));

@@ -279,6 +279,11 @@ impl Directory {
         self.state().pods_may_lag = true;
     }
 
+    /// The watch of pods has told of all that happened.
+    pub fn pods_are_up_to_date(&self) {
+        self.state().pods_may_lag = false;
+    }
+
     /// A service account appeared or changed.
     pub fn apply_account(&self, namespace: &Namespace, name: ServiceAccountName, account: ServiceAccount) {
         let mut state = self.state();

@@ -43,10 +43,10 @@ pub async fn look_up(
         }
         let ends = directory.ends();
         let at_address = pods_of(client.clone(), &node, &format!(",status.podIP={address}"), Arc::clone(&metrics));
-        let result = match tokio::time::timeout(TIME_LIMIT, at_address.list()).await {
+        let result = match tokio::time::timeout(TIME_LIMIT, at_address.list(|ReadPod(pod)| pod)).await {
             Ok(Ok((found, _))) => {
                 let result = if found.is_empty() { "nobody" } else { "found" };
-                found.into_iter().for_each(|ReadPod(pod)| directory.found_pod(pod, ends));
+                found.into_iter().for_each(|pod| directory.found_pod(pod, ends));
                 result
             }
             Ok(Err(error)) => {

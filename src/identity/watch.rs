@@ -174,11 +174,12 @@ pub async fn pods(client: Client, node: NodeName, directory: Arc<Directory>, met
     // What is not known yet may be there already: nobody is told for certain that they are unknown.
     let interrupted = || directory.pods_may_lag();
     let heard = |news| match news {
-        News::All(pods) => directory.reset_pods(pods.into_iter().map(|ReadPod(pod)| pod).collect()),
-        News::Changed(ReadPod(pod)) => directory.apply_pod(pod),
+        News::All(pods) => directory.reset_pods(pods),
+        News::Changed(pod) => directory.apply_pod(pod),
         News::Unreadable(pod) | News::Gone(pod) => directory.delete_pod(&pod.uid.into()),
+        News::UpToDate => directory.pods_are_up_to_date(),
     };
-    pods_of(client, &node, "", metrics).follow(interrupted, heard).await;
+    pods_of(client, &node, "", metrics).follow(|ReadPod(pod)| pod, interrupted, heard).await;
 }
 
 #[cfg(test)]

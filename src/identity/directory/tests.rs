@@ -149,6 +149,8 @@ async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed(
     assert_eq!(lookups.try_recv(), Ok(A), "it was asked for directly");
     directory.pods_may_lag();
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "the watch may not have told of it");
+    directory.pods_are_up_to_date();
+    assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::Nobody));
     directory.apply_pod(Pod::sample("1", &[]));
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::NotYet), "a pod awaits its address");
 
