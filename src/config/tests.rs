@@ -3,7 +3,10 @@ use std::io::Write as _;
 use clap::Parser as _;
 use tempfile::{NamedTempFile, TempPath};
 
-use super::*;
+use super::{
+    aws::{check_sts, is_proxy, location, region_of},
+    *,
+};
 use crate::cli::{Cli, Command};
 
 fn args(flags: &[&str]) -> RunArgs {
