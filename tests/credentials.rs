@@ -122,7 +122,7 @@ fn a_thousand_callers_of_a_cold_pod_cost_one_call_whatever_comes_of_it() {
 
 #[test]
 fn pods_that_start_together_are_served_within_what_sts_may_be_asked() {
-    const RATE: u32 = 40;
+    const RATE: u32 = 20;
     const PODS: u8 = 250;
     let sandbox = with_an_account();
     crowd(&sandbox, PODS);
