@@ -110,7 +110,7 @@ impl Bench {
         command = command.args(["--worker-threads", "1"]).stderr(Stdio::null());
         let mut daemon = command.spawn()?;
         wait_until_ready(self.sandbox.node(), &mut daemon, READY).map_err(anyhow::Error::msg)?;
-        // The first request fetches; all that follow are cached.
+        // Once the first is answered all that follow are cached.
         let deadline = Instant::now() + READY;
         loop {
             match get(self.pod.network(), METADATA, PATH) {
