@@ -32,7 +32,8 @@ use tokio::{
 const CONNECTIONS: u64 = 32;
 const ROUNDS: usize = 5;
 /// Of the first requests.
-const PODS: usize = 200;
+const PODS: usize = 100;
+const SETTLED: Duration = Duration::from_millis(300);
 const REQUESTS: u64 = 64_000;
 const PATH: &str = "/latest/meta-data/iam/security-credentials/web";
 const BARE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(sandbox::network::NODE_ADDRESS), 9269);
@@ -269,7 +270,8 @@ fn first() -> anyhow::Result<()> {
         while bench.sandbox.cloud.sts.calls().len() == fetched {
             std::thread::sleep(Duration::from_millis(1));
         }
-        std::thread::sleep(Duration::from_millis(50));
+        // Its address becomes known a moment after the pod does.
+        std::thread::sleep(SETTLED);
         times.push(pod.network().enter(three_requests)??);
         bench.sandbox.remove_pod(pod)?;
     }
