@@ -343,7 +343,7 @@ impl Directory {
     }
 
     fn publish(&self, state: &mut MutexGuard<'_, State>, changed: &Changed) {
-        let entitled = changed.pods.iter().filter(|uid| state.update_roles(uid)).collect::<Vec<_>>();
+        let before = changed.pods.iter().map(|uid| (uid, state.update_roles(uid))).collect::<Vec<_>>();
         for address in &changed.addresses {
             let new = match state.index.claim(*address) {
                 Claim::Nobody => None,
@@ -352,18 +352,23 @@ impl Directory {
                 Claim::Unbound => Some(Entry::Withheld(Unidentified::Unbound)),
                 Claim::Pod(pod) => Some(Entry::Caller(Arc::new(Caller { roles: state.roles(&pod), pod }))),
             };
-            let old = self.get(*address);
-            if old == new {
+            if self.get(*address) == new {
                 continue;
             }
-            warn_if_invalid(old.as_ref(), new.as_ref(), &self.on_invalid);
-            match &new {
-                Some(entry) => self.entries.insert(*address, entry.clone()),
+            match new {
+                Some(entry) => self.entries.insert(*address, entry),
                 None => self.entries.remove(address).map(|(_, entry)| entry),
             };
         }
-        for uid in entitled {
-            (self.on_entitled)(uid, state.roles.get(uid).unwrap_or(&Roles::default()));
+        let none = Roles::default();
+        for (uid, before) in &before {
+            let roles = state.roles.get(*uid).unwrap_or(&none);
+            if !before.grants().eq(roles.grants()) {
+                (self.on_entitled)(uid, roles);
+            }
+            if let Some(pod) = state.index.get(uid) {
+                self.tell_what_is_invalid(pod, before, roles);
+            }
         }
         let unlooked = changed.addresses.iter().copied().filter(|address| state.index.unlooked(*address));
         let unlooked = unlooked.collect::<Vec<_>>();
@@ -378,37 +383,31 @@ impl Directory {
         self.version.send_modify(|version| *version = version.wrapping_add(1));
     }
 
+    /// Says once, when it comes into force, what an operator has to mend.
+    fn tell_what_is_invalid(&self, pod: &Pod, before: &Roles, roles: &Roles) {
+        for role in roles.all() {
+            if let Role::Invalid(error) = role
+                && !before.all().any(|before| before == role)
+            {
+                tracing::warn!(
+                    namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
+                    "service account {}/{} {}: {error}", pod.namespace, pod.service_account, error.consequence()
+                );
+                (self.on_invalid)(pod, error);
+            }
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Says once, when it comes into force, what an operator has to mend.
-fn warn_if_invalid(old: Option<&Entry>, new: Option<&Entry>, on_invalid: &OnInvalid) {
-    let Some(Entry::Caller(caller)) = new else { return };
-    let pod = &caller.pod;
-    let before = match old {
-        Some(Entry::Caller(before)) if before.pod.uid == pod.uid => Some(&before.roles),
-        Some(_) | None => None,
-    };
-    for role in caller.roles.all() {
-        if let Role::Invalid(error) = role
-            && !before.is_some_and(|before| before.all().any(|before| before == role))
-        {
-            tracing::warn!(
-                namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
-                "service account {}/{} {}: {error}", pod.namespace, pod.service_account, error.consequence()
-            );
-            on_invalid(pod, error);
-        }
     }
 }
 
 // === impl State ===
 
 impl State {
-    /// Whether what the pod is entitled to became something else.
-    fn update_roles(&mut self, uid: &PodUid) -> bool {
+    /// Reads a pod's roles anew; what they were.
+    fn update_roles(&mut self, uid: &PodUid) -> Roles {
         let old = self.roles.remove(uid).unwrap_or_default();
         let unchanged = |grant: &Arc<Grant>| old.grants().find(|before| *before == grant).cloned();
         let new = self.index.get(uid).filter(|pod| pod.may_ask()).map(|pod| {
@@ -417,9 +416,8 @@ impl State {
                 other => other,
             })
         });
-        let changed = !old.grants().eq(new.iter().flat_map(Roles::grants));
         self.roles.extend(new.map(|roles| (uid.clone(), roles)));
-        changed
+        old
     }
 
     fn roles(&self, pod: &Arc<Pod>) -> Roles {

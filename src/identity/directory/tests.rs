@@ -245,6 +245,23 @@ fn a_namespace_judges_every_hop_and_every_additional_role_by_itself() {
 }
 
 #[test]
+fn an_invalid_role_is_told_once_however_many_addresses_the_pod_has_and_before_it_has_any() {
+    let (sender, told) = mpsc::channel();
+    let invalid = move |pod: &Pod, error: &AnnotationError| drop(sender.send((pod.uid.clone(), error.to_string())));
+    let (directory, _) = Directory::new(Binding::Required, NamespacePolicy::Off, |_, _| {}, invalid);
+    let named = |role: &str| HashMap::from([("web".into(), account("sa", Some(role)))]);
+    directory.reset_accounts(&"team-a".into(), named("web"));
+    directory.apply_pod(Pod::sample("1", &[]));
+    assert!(told.try_recv().is_ok_and(|(pod, error)| pod == "1".into() && error.contains("\"web\"")));
+    directory.apply_pod(Pod::sample("1", &[A, "fd00::1".parse().unwrap()]));
+    directory.reset_accounts(&"team-a".into(), named("web"));
+    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty), "it was told already");
+    directory.reset_accounts(&"team-a".into(), named("another"));
+    assert!(told.try_recv().is_ok_and(|(_, error)| error.contains("\"another\"")));
+    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+}
+
+#[test]
 fn a_change_of_one_role_leaves_the_others_grants_as_they_are() {
     let (directory, entitled) = directory();
     let namespace = Namespace::from("team-a");
