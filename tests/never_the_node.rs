@@ -174,6 +174,8 @@ fn a_killed_daemon_leaves_connection_refused_and_serves_again_once_it_is_back() 
     assert_eq!(role_status(&web), 200);
     daemon.kill();
     nothing_is_handed_out(&sandbox, || {
+        // A program that it was about to start, such as iptables, has its sockets until it runs.
+        eventually("nobody listens", || connect(&web).is_err());
         for _ in 0..5 {
             let error = connect(&web).err().unwrap_or_else(|| panic!("connected"));
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
