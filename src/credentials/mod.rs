@@ -12,6 +12,7 @@ pub mod schedule;
 pub mod slot;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -36,7 +37,7 @@ use crate::{
 const LONGEST_SESSION_NAME: usize = 64;
 /// Hexadecimal digits of the UID's hash at the session name's end.
 const UID_DIGITS: usize = 10;
-/// A slot has little left when this part of its life is: in normal running none has.
+/// A slot has little left when this part of its life is: in normal running none has, and its renewal is urgent.
 const LITTLE: u32 = 4;
 
 /// Whose a session is.
@@ -244,7 +245,7 @@ impl Store {
     #[must_use]
     pub fn figures(&self, now: Now) -> Figures {
         let mut figures = Figures::default();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for slot in self.slots.iter().filter(|slot| seen.insert(slot.id)) {
             figures.slots += 1;
             match &**slot.view.load() {
@@ -269,10 +270,7 @@ impl Store {
         }
         let joined = self.slots.iter().find(|slot| slot.grants().iter().any(|other| self.scope.joins(grant, other)));
         let joined = joined.map(|slot| Arc::clone(&slot));
-        let slot = joined.unwrap_or_else(|| {
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            Slot::new(id)
-        });
+        let slot = joined.unwrap_or_else(|| Slot::new(self.next_id.fetch_add(1, Ordering::Relaxed)));
         // Who comes will read.
         slot.read(self.age(clock::now()));
         slot.grants().push(Arc::clone(grant));

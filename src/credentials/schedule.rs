@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::slot::{Event, Priority, State, Step};
+use super::{
+    LITTLE,
+    slot::{Event, Priority, State, Step},
+};
 use crate::clock::Now;
 
 /// A slot's name here: never another's later.
@@ -194,7 +197,7 @@ impl Schedule {
 fn urgent(state: &State, now: Now) -> Instant {
     match state {
         State::Renewing { document, .. } => {
-            now.monotonic + document.expires().left(now).saturating_sub(document.life() / 4)
+            now.monotonic + document.expires().left(now).saturating_sub(document.life() / LITTLE)
         }
         _ => now.monotonic,
     }
