@@ -68,6 +68,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--aws-account", "12345678901x"),
         ("--aws-partition", "azure"),
         ("--state-dir", ""),
+        ("--allow-path", "/latest/user-data"),
         ("--intercept", "ebpf"),
         ("--ca-bundle", no_pem),
         ("--log-format", "xml"),

@@ -6,8 +6,10 @@
 //! [`identity`]: crate::identity
 //! [`credentials`]: crate::credentials
 
+pub mod allowed;
 pub mod facts;
 pub mod key;
+pub mod passage;
 pub mod respond;
 pub mod route;
 pub mod server;
