@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderValue, header::CONNECTION};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +25,7 @@ const LARGEST_HEAD: usize = 16 * 1024;
 /// How long a connection may still bring its request, or the rest of it, after we began to stop: one second.
 const LAST_REQUEST_WAITS: u32 = 50;
 const LAST_REQUEST_WAIT: Duration = Duration::from_millis(20);
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// After an error of accept, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -85,15 +87,19 @@ fn connection(
 async fn requests(stream: TcpStream, peer: IpAddr, imds: &Imds, drain: &Watcher) -> Result<(), hyper::Error> {
     // Small answers, each of them waited for.
     let _: io::Result<()> = stream.set_nodelay(true);
-    let (begun, in_flight) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (draining, in_flight) = (AtomicBool::new(false), AtomicUsize::new(0));
     let service = service_fn(|request| {
-        begun.store(true, Ordering::Relaxed);
         in_flight.fetch_add(1, Ordering::Relaxed);
         let response = imds.respond(request, peer);
-        let in_flight = &in_flight;
+        let (draining, in_flight) = (&draining, &in_flight);
         async move {
-            let response = response.await;
+            let mut response = response.await;
             in_flight.fetch_sub(1, Ordering::Relaxed);
+            if let Ok(response) = &mut response
+                && draining.load(Ordering::Relaxed)
+            {
+                response.headers_mut().insert(CONNECTION, CLOSE);
+            }
             response
         }
     });
@@ -109,9 +115,11 @@ async fn requests(stream: TcpStream, peer: IpAddr, imds: &Imds, drain: &Watcher)
         ended = connection.as_mut() => return ended,
         () = drain.signaled() => {}
     }
-    // One that was accepted a moment ago may still bring its request; hyper would close it at once.
+    // A request may be on its way, on a kept connection too: it is answered, and the client told that it was the last.
+    // hyper would close at once, and the client could not know whether that was before its request or after.
+    draining.store(true, Ordering::Relaxed);
     let mut waits = 0;
-    while !begun.load(Ordering::Relaxed) && waits < LAST_REQUEST_WAITS {
+    while waits < LAST_REQUEST_WAITS {
         waits += 1;
         if let Ok(ended) = tokio::time::timeout(LAST_REQUEST_WAIT, connection.as_mut()).await {
             return ended;
@@ -119,8 +127,7 @@ async fn requests(stream: TcpStream, peer: IpAddr, imds: &Imds, drain: &Watcher)
     }
     connection.as_mut().graceful_shutdown();
     // Half a request is not in flight, and its other half may never come.
-    while waits < LAST_REQUEST_WAITS || in_flight.load(Ordering::Relaxed) > 0 {
-        waits += 1;
+    while in_flight.load(Ordering::Relaxed) > 0 {
         if let Ok(ended) = tokio::time::timeout(LAST_REQUEST_WAIT, connection.as_mut()).await {
             return ended;
         }
