@@ -6,7 +6,7 @@
 use std::{
     net::{IpAddr, SocketAddr, SocketAddrV4},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -14,7 +14,7 @@ use http::Uri;
 use kube::{client::ClientBuilder, config::KubeConfigOptions};
 use secrecy::SecretString;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     task::{JoinError, JoinSet},
 };
 use tower::timeout::TimeoutLayer;
@@ -23,7 +23,7 @@ use crate::{
     admin::{self, Admin},
     config::{ApiServer, ComposeRoleArn, Config, Intercept, Source, StsLocation},
     credentials::refresher::{Channel, Refresher},
-    drain,
+    descriptors, drain,
     events::{self, Events},
     identity::{
         Directory, NodeName, PodUid, Role, Roles, accounts, annotations::PlainNames, binding::Binding, links, lookup,
@@ -32,11 +32,17 @@ use crate::{
     imds::{
         facts::Facts,
         key,
+        limits::{Admission, Limits},
         respond::Imds,
         server::{self, Accept},
         upstream::{self, UpstreamError},
     },
-    intercept::{self, Firewall, METADATA, Part, guard::Guard, iptables::Iptables, reconcile},
+    intercept::{
+        self, Firewall, METADATA, Part,
+        guard::Guard,
+        iptables::{Iptables, Rush},
+        reconcile,
+    },
     metrics::Metrics,
     readiness::{Condition, Readiness},
     sts::{self, Sts},
@@ -49,6 +55,9 @@ use crate::{
 /// What is in flight may take this long to end.
 const GRACE: Duration = Duration::from_secs(5);
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
+/// Connections that wait to be accepted. All pods share them, and one that connects in a rush must not fill them: then the
+/// kernel drops whoever else comes, who tries again after a second. As many as Linux lets us have by default.
+const BACKLOG: u32 = 4096;
 /// Between two questions to the metadata service.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// From a request to the head of its answer; of a list or a watch, the body comes later.
@@ -80,11 +89,12 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let client = client(api_server.clone())?;
     let access = Arc::new(Access::new(client.clone(), client_as(api_server, &config.node_name)?));
     let https = sts::https(config.sts.ca_bundle, config.sts.location.is_over_tls()).context("--ca-bundle")?;
-    let listener = bind("--listen", config.listen.into()).await?;
-    let admin_listener = bind("--admin-listen", config.admin_listen).await?;
+    let listener = bind("--listen", config.listen.into())?;
+    let admin_listener = bind("--admin-listen", config.admin_listen)?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
-    let parts = parts(config.intercept, address)?;
+    let parts = parts(config.intercept, address, &config.limits)?;
     let session_key = key::load_or_make(&config.state_dir)?;
+    let limits = within_descriptors(config.limits);
 
     let readiness = Arc::new(Readiness::default());
     let mut tasks = JoinSet::new();
@@ -156,7 +166,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         Intercept::Iptables => Accept::Redirected(METADATA.into()),
     };
     let (drain, watcher) = drain::channel();
-    let serving = server::serve(listener, accept, Arc::new(imds), Arc::clone(&metrics), watcher);
+    let admission = Admission::new(limits, Instant::now());
+    let serving = server::serve(listener, accept, Arc::new(imds), admission, Arc::clone(&metrics), watcher);
     spawn(&mut tasks, "listener", serving);
 
     let (pods, lookups) = {
@@ -212,6 +223,17 @@ impl Bound {
         }
         Ok(())
     }
+}
+
+/// The limits that we can keep.
+fn within_descriptors(wanted: Limits) -> Limits {
+    let descriptors = descriptors::raise();
+    let limits = wanted.clone().within(descriptors);
+    if limits != wanted {
+        let (wanted, fit) = (wanted.connections, limits.connections);
+        tracing::warn!("--max-connections {wanted}: only {fit} fit below the limit of open files ({descriptors})");
+    }
+    limits
 }
 
 fn spawn(tasks: &mut JoinSet<&'static str>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
@@ -331,14 +353,27 @@ async fn answer(
     }
 }
 
-async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{flag} {address}: cannot listen there"))
+fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Connections of a daemon before us may still be in the kernel.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().with_context(|| format!("{flag} {address}: cannot listen there"))
 }
 
-fn parts(intercept: Intercept, listening: SocketAddr) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
+fn parts(
+    intercept: Intercept,
+    listening: SocketAddr,
+    limits: &Limits,
+) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
+    // A connection takes a turn as a request does, and above its number it is closed at once.
+    let rush = Rush { per_second: limits.requests_per_second, burst: limits.connections_per_pod };
     let redirect = match intercept {
         Intercept::None => return Ok(Vec::new()),
-        Intercept::Iptables => Iptables::new(target(listening)?),
+        Intercept::Iptables => Iptables::new(target(listening)?, Some(rush)),
     };
     Ok(vec![(Part::Guard, Box::new(Guard)), (Part::Redirect, Box::new(redirect))])
 }

@@ -12,13 +12,14 @@ use std::{
 use kube::config::{Kubeconfig, NamedCluster};
 
 mod aws;
+mod limits;
 
 use self::aws::Aws;
 pub use self::aws::{ComposeRoleArn, Source, StsConfig, StsLocation};
 use crate::{
     cli::RunArgs,
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
-    imds::facts::Given,
+    imds::{facts::Given, limits::Limits},
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -49,6 +50,8 @@ pub struct Config {
     pub token_access: TokenAccess,
     /// What pods are told of the node.
     pub facts: Given,
+    /// What a pod may take of the listener.
+    pub limits: Limits,
     /// Where the session key is kept.
     pub state_dir: PathBuf,
     /// How requests are redirected.
@@ -233,6 +236,7 @@ impl Config {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
         let Aws { sts, compose_role_arn, facts } = Aws::read(args, &mut errors);
+        let limits = limits::read(args, &mut errors);
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
             node_name,
@@ -246,6 +250,7 @@ impl Config {
             namespace_policy,
             token_access,
             facts,
+            limits,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
             log_format,

@@ -8,8 +8,12 @@
 
 pub mod facts;
 pub mod key;
+pub mod limits;
+mod patience;
 pub mod respond;
 pub mod route;
+#[cfg(test)]
+mod route_histories;
 pub mod server;
 pub mod session;
 pub mod upstream;
