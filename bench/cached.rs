@@ -108,7 +108,9 @@ impl Bench {
                 self.sandbox.daemon_under(program, &flags)
             }
         };
-        command = command.args(["--worker-threads", "1"]).stderr(Stdio::null());
+        // One pod asks as often as it can.
+        let unlimited = ["--requests-per-pod", "1000000", "--request-burst-per-pod", "1000000"];
+        command = command.args(["--worker-threads", "1"]).args(unlimited).stderr(Stdio::null());
         let mut daemon = command.spawn()?;
         wait_until_ready(self.sandbox.node(), &mut daemon, READY).map_err(anyhow::Error::msg)?;
         // Once the first is answered all that follow are cached.

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr, SocketAddrV4},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -16,10 +16,9 @@ use http::Uri;
 use kube::{client::ClientBuilder, config::KubeConfigOptions};
 use secrecy::SecretString;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::oneshot,
     task::{JoinError, JoinHandle, JoinSet},
-    time::Instant,
 };
 use tower::timeout::TimeoutLayer;
 
@@ -31,7 +30,7 @@ use crate::{
     clock,
     config::{ApiServer, ComposeRoleArn, Config, Intercept, Source, StsLocation},
     credentials::refresher::{Channel, Refresher},
-    drain,
+    descriptors, drain,
     events::{self, Events},
     identity::{
         Directory, NodeName, PodUid, Role, Roles, accounts, annotations::PlainNames, binding::Binding, links, lookup,
@@ -40,6 +39,7 @@ use crate::{
     imds::{
         facts::Facts,
         key,
+        limits::{Admission, Limits},
         passage::Passage,
         respond::Imds,
         server::{self, Accept},
@@ -49,7 +49,7 @@ use crate::{
         self, Firewall, METADATA, Part,
         guard::Guard,
         handover::{Found, Offer, Predecessor},
-        iptables::Iptables,
+        iptables::{Iptables, Rush},
     },
     metrics::Metrics,
     readiness::{Condition, Readiness},
@@ -65,6 +65,9 @@ const SILENCE_PATIENCE: Duration = Duration::from_secs(60);
 /// What is in flight may take this long to end.
 const GRACE: Duration = Duration::from_secs(5);
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
+/// Connections that wait to be accepted. All pods share them, and one that connects in a rush must not fill them: then the
+/// kernel drops whoever else comes, who tries again after a second. As many as Linux lets us have by default.
+const BACKLOG: u32 = 4096;
 /// Between two questions to the metadata service.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// From a request to the head of its answer; of a list or a watch, the body comes later.
@@ -99,12 +102,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let access = Arc::new(Access::new(client.clone(), client_as(api_server, &config.node_name)?));
     let https = sts::https(config.sts.ca_bundle, config.sts.location.is_over_tls()).context("--ca-bundle")?;
     let mut predecessor = predecessor(&config.state_dir, config.listen.into()).await;
-    let listener = bind("--listen", config.listen.into(), predecessor.as_mut()).await?;
-    let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut()).await?;
+    let listener = bind("--listen", config.listen.into(), predecessor.as_mut())?;
+    let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
-    let parts = parts(config.intercept, address)?;
+    let parts = parts(config.intercept, address, &config.limits)?;
     let session_keys = key::load_or_make(&config.state_dir, clock::now().unix_seconds())?;
     let session_keys = Arc::new(ArcSwap::from_pointee(session_keys));
+    let limits = within_descriptors(config.limits);
 
     let owns = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
     let offer = Offer::new(&config.state_dir, &[&listener, &admin_listener])?;
@@ -193,7 +197,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         Intercept::Iptables => Accept::Redirected(METADATA.into()),
     };
     let (drain, watcher) = drain::channel();
-    let serving = server::serve(listener, accept, Arc::new(imds), Arc::clone(&metrics), watcher);
+    let admission = Admission::new(limits, Instant::now());
+    let serving = server::serve(listener, accept, Arc::new(imds), admission, Arc::clone(&metrics), watcher);
     spawn(&mut tasks, "listener", once_ours(owns.subscribe(), serving));
 
     let (pods, lookups) = {
@@ -274,6 +279,17 @@ impl Bound {
         }
         Ok(())
     }
+}
+
+/// The limits that we can keep.
+fn within_descriptors(wanted: Limits) -> Limits {
+    let descriptors = descriptors::raise();
+    let limits = wanted.clone().within(descriptors);
+    if limits != wanted {
+        let (wanted, fit) = (wanted.connections, limits.connections);
+        tracing::warn!("--max-connections {wanted}: only {fit} fit below the limit of open files ({descriptors})");
+    }
+    limits
 }
 
 fn spawn(tasks: &mut JoinSet<&'static str>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
@@ -409,11 +425,18 @@ async fn predecessor(state_dir: &Path, listen: SocketAddr) -> Option<Predecessor
     }
 }
 
-async fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> anyhow::Result<TcpListener> {
+fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> anyhow::Result<TcpListener> {
     if let Some(listener) = before.and_then(|predecessor| predecessor.listener(address)) {
         return Ok(listener);
     }
-    TcpListener::bind(address).await.with_context(|| format!("{flag} {address}: cannot listen there"))
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Connections of a daemon before us may still be in the kernel.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().with_context(|| format!("{flag} {address}: cannot listen there"))
 }
 
 /// Waits until pods are ours to serve.
@@ -423,10 +446,16 @@ async fn once_ours(mut owns: tokio::sync::watch::Receiver<bool>, serving: impl F
     serving.await;
 }
 
-fn parts(intercept: Intercept, listening: SocketAddr) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
+fn parts(
+    intercept: Intercept,
+    listening: SocketAddr,
+    limits: &Limits,
+) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
+    // A connection takes a turn as a request does, and above its number it is closed at once.
+    let rush = Rush { per_second: limits.requests_per_second, burst: limits.connections_per_pod };
     let redirect = match intercept {
         Intercept::None => return Ok(Vec::new()),
-        Intercept::Iptables => Iptables::new(target(listening)?),
+        Intercept::Iptables => Iptables::new(target(listening)?, Some(rush)),
     };
     Ok(vec![(Part::Guard, Box::new(Guard)), (Part::Redirect, Box::new(redirect))])
 }

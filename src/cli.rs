@@ -138,6 +138,38 @@ pub struct RunArgs {
     #[arg(long, env = "KUBE2IRSA_REQUIRE_IMDSV2")]
     pub require_imdsv2: bool,
 
+    /// Connections that one pod may have open; one more is closed.
+    #[arg(long, value_name = "N", default_value = "1024", env = "KUBE2IRSA_MAX_CONNECTIONS_PER_POD")]
+    pub max_connections_per_pod: String,
+
+    /// Connections that all pods of the node may have open together; one more is closed.
+    #[arg(long, value_name = "N", default_value = "4096", env = "KUBE2IRSA_MAX_CONNECTIONS")]
+    pub max_connections: String,
+
+    /// Requests that one pod may make in a second, in the long run; more of them wait.
+    #[arg(long, value_name = "N", default_value = "2000", env = "KUBE2IRSA_REQUESTS_PER_POD")]
+    pub requests_per_pod: String,
+
+    /// Requests that one pod may make at once after a rest.
+    #[arg(long, value_name = "N", default_value = "4000", env = "KUBE2IRSA_REQUEST_BURST_PER_POD")]
+    pub request_burst_per_pod: String,
+
+    /// Bytes of a request's head.
+    #[arg(long, value_name = "BYTES", default_value = "16384", env = "KUBE2IRSA_MAX_REQUEST_HEAD")]
+    pub max_request_head: String,
+
+    /// Bytes of a request's body; none means anything.
+    #[arg(long, value_name = "BYTES", default_value = "1024", env = "KUBE2IRSA_MAX_REQUEST_BODY")]
+    pub max_request_body: String,
+
+    /// How long a request's head may take from its first byte, and an answer until it is read.
+    #[arg(long, value_name = "SECONDS", default_value = "5", env = "KUBE2IRSA_REQUEST_TIMEOUT")]
+    pub request_timeout: String,
+
+    /// How long a connection may stay open without a request.
+    #[arg(long, value_name = "SECONDS", default_value = "60", env = "KUBE2IRSA_IDLE_TIMEOUT")]
+    pub idle_timeout: String,
+
     /// Directory for the session key, best on tmpfs.
     #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,

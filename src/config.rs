@@ -13,13 +13,14 @@ use http::Uri;
 use kube::config::{Kubeconfig, NamedCluster};
 
 mod aws;
+mod limits;
 
 use self::aws::Aws;
 pub use self::aws::{ComposeRoleArn, Source, StsConfig, StsLocation};
 use crate::{
     cli::RunArgs,
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
-    imds::{allowed::AllowedPaths, facts::Given},
+    imds::{allowed::AllowedPaths, facts::Given, limits::Limits},
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -54,6 +55,8 @@ pub struct Config {
     pub allowed: Option<(Uri, AllowedPaths)>,
     /// Whether every pod must bring a session token.
     pub require_imdsv2: bool,
+    /// What a pod may take of the listener.
+    pub limits: Limits,
     /// Where the session key is kept.
     pub state_dir: PathBuf,
     /// How requests are redirected.
@@ -239,6 +242,7 @@ impl Config {
         }
         let Aws { sts, compose_role_arn, facts } = Aws::read(args, &mut errors);
         let allowed = allowed(args, facts.imds.as_ref(), &mut errors);
+        let limits = limits::read(args, &mut errors);
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
             node_name,
@@ -254,6 +258,7 @@ impl Config {
             facts,
             allowed,
             require_imdsv2: args.require_imdsv2,
+            limits,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
             log_format,

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod credentials;
+pub mod descriptors;
 pub mod drain;
 pub mod events;
 #[cfg(test)]

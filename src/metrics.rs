@@ -43,6 +43,42 @@ const KINDS: [(RequestKind, &str); 6] = [
     (RequestKind::Other, "other"),
 ];
 
+/// Why we closed a pod's connection, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The pod has as many as it may.
+    PodConnections,
+    /// All pods together have.
+    NodeConnections,
+    /// No request came for too long.
+    Idle,
+    /// A request took too long to come.
+    SlowRequest,
+    /// An answer was not read for too long.
+    SlowReader,
+    /// What came was no request.
+    Malformed,
+    /// A request's head was too large.
+    LargeHead,
+    /// A request's body was too large.
+    LargeBody,
+}
+
+impl Closed {
+    fn label(self) -> &'static str {
+        match self {
+            Self::PodConnections => "pod_connections",
+            Self::NodeConnections => "node_connections",
+            Self::Idle => "idle",
+            Self::SlowRequest => "slow_request",
+            Self::SlowReader => "slow_reader",
+            Self::Malformed => "malformed",
+            Self::LargeHead => "large_head",
+            Self::LargeBody => "large_body",
+        }
+    }
+}
+
 /// All metrics of the daemon.
 #[derive(Debug)]
 pub struct Metrics {
@@ -53,6 +89,12 @@ pub struct Metrics {
     pub direct_connections: IntCounter,
     /// Connections that pods have open.
     pub connections: IntGauge,
+    /// Connections of pods that we closed, by reason.
+    connections_closed: IntCounterVec,
+    /// Times that no connection could be accepted.
+    pub accept_errors: IntCounter,
+    /// Requests that waited because their pod makes too many.
+    pub throttled_requests: IntCounter,
     /// Requests from addresses that are no known pod's, by reason.
     pub unidentified: IntCounterVec,
     /// Requests with a session token that is not good for their address.
@@ -162,6 +204,19 @@ impl Metrics {
                 "Connections closed because they did not come through the redirect.",
             )?,
             connections: gauge("connections", "Connections that pods have open.")?,
+            connections_closed: counters(
+                "connections_closed_total",
+                "Connections of pods that were closed by a limit or for what came on them, by reason.",
+                &["reason"],
+            )?,
+            accept_errors: counter(
+                "accept_errors_total",
+                "Times that no connection could be accepted, for want of descriptors or memory.",
+            )?,
+            throttled_requests: counter(
+                "throttled_requests_total",
+                "Requests that waited because their pod makes more than --requests-per-pod.",
+            )?,
             unidentified: counters(
                 "unidentified_requests_total",
                 "Requests from addresses that could not be told to be one pod's, by reason.",
@@ -273,6 +328,11 @@ impl Metrics {
         {
             counter.inc();
         }
+    }
+
+    /// Counts a connection that we close.
+    pub fn closed(&self, why: Closed) {
+        self.connections_closed.with_label_values(&[why.label()]).inc();
     }
 
     /// All metrics in Prometheus's text format.

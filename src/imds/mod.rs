@@ -9,9 +9,13 @@
 pub mod allowed;
 pub mod facts;
 pub mod key;
+pub mod limits;
 pub mod passage;
+mod patience;
 pub mod respond;
 pub mod route;
+#[cfg(test)]
+mod route_histories;
 pub mod server;
 pub mod session;
 pub mod upstream;

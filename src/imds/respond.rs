@@ -8,11 +8,11 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, SERVER, USER_AGENT},
+    request,
 };
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::{Body as _, Incoming};
+use http_body_util::Full;
 use tokio::time::Instant;
 
 use super::{
@@ -30,15 +30,13 @@ use crate::{
 };
 
 /// From a request's arrival to its answer: most SDKs leave after one second.
-const BUDGET: Duration = Duration::from_millis(900);
-/// What a client may send along with a request for a token; all send nothing.
-const LARGEST_BODY: usize = 1024;
+pub(super) const BUDGET: Duration = Duration::from_millis(900);
 
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const FORWARDED_FOR: &str = "x-forwarded-for";
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
-const EC2: HeaderValue = HeaderValue::from_static("EC2ws");
+pub(super) const EC2: HeaderValue = HeaderValue::from_static("EC2ws");
 
 /// The connection is to be closed without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -82,13 +80,12 @@ impl Imds {
         Self { directory, store, keys, facts, passage, require_imdsv2, metrics }
     }
 
-    /// The answer to a request from `peer`, a canonical address.
+    /// The answer to a request from `peer`, a canonical address. No request's body means anything.
     ///
     /// # Errors
     /// When the connection is to be closed instead.
-    pub async fn respond(&self, request: Request<Incoming>, peer: IpAddr) -> Result<Response<Full<Bytes>>, Close> {
+    pub async fn respond(&self, head: request::Parts, peer: IpAddr) -> Result<Response<Full<Bytes>>, Close> {
         let deadline = Instant::now() + BUDGET;
-        let (head, body) = request.into_parts();
         let mut route = route(head.uri.path());
         if route == Route::Other
             && head.method == Method::GET
@@ -105,7 +102,7 @@ impl Imds {
             Route::Other => RequestKind::Other,
         };
         let answer = match (&head.method, route) {
-            (&Method::PUT, Route::Token) => self.token(&head.headers, body, peer, deadline).await,
+            (&Method::PUT, Route::Token) => self.token(&head.headers, peer),
             (&Method::PUT, Route::DatedToken) => Answer::Empty(StatusCode::FORBIDDEN),
             (_, Route::Token | Route::DatedToken) => Answer::OnlyPut,
             (&Method::GET | &Method::HEAD, route) => match self.session(&head.headers, peer) {
@@ -125,14 +122,7 @@ impl Imds {
     }
 
     /// `PUT /latest/api/token`: at once, whoever asks.
-    async fn token(&self, headers: &HeaderMap, body: Incoming, peer: IpAddr, deadline: Instant) -> Answer {
-        // A body that is announced is read, so that a client which waits for leave to send it does not wait on.
-        if !body.is_end_stream() {
-            let whole = tokio::time::timeout_at(deadline, Limited::new(body, LARGEST_BODY).collect()).await;
-            if !matches!(whole, Ok(Ok(_))) {
-                return Answer::Empty(StatusCode::BAD_REQUEST);
-            }
-        }
+    fn token(&self, headers: &HeaderMap, peer: IpAddr) -> Answer {
         if headers.contains_key(FORWARDED_FOR) {
             return Answer::Empty(StatusCode::FORBIDDEN);
         }

@@ -5,6 +5,10 @@
 //! filter:  INPUT       tcp/<our port> -j KUBE2IRSA-INPUT        KUBE2IRSA-INPUT: accept what was redirected, reset the rest
 //! ```
 //!
+//! Before that, a pod that connects in a rush has its further packets dropped until a second or so later: all pods wait in
+//! one queue to be accepted, and only the kernel can keep one from filling it. Where it cannot count by address
+//! (`xt_hashlimit` is missing), the rule is left out.
+//!
 //! DNAT to the node's address works also where a pod's interface has none (REDIRECT does not). The
 //! accept is for nodes whose own firewall would drop it, and what was not redirected has no business on
 //! our port. One table is written in one step, and nothing but our own chains and jumps is touched.
@@ -23,11 +27,25 @@ const LOCK_SECONDS: &str = "5";
 
 const NAT_CHAIN: &str = "KUBE2IRSA";
 const INPUT_CHAIN: &str = "KUBE2IRSA-INPUT";
+/// The name of the kernel's table of addresses.
+const HASH: &str = "kube2irsa";
+/// The first packet of a connection.
+const SYN: &str = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN";
 
 /// Sends pods' requests for the metadata service to `to`.
 #[derive(Clone, Copy, Debug)]
 pub struct Iptables {
     to: SocketAddrV4,
+    rush: Option<Rush>,
+}
+
+/// How many connections one address may begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Rush {
+    /// In a second, in the long run.
+    pub per_second: u32,
+    /// At once after a rest.
+    pub burst: usize,
 }
 
 /// A rule of ours outside our own chains.
@@ -40,8 +58,8 @@ struct Jump {
 impl Iptables {
     /// The redirect to this address of the node and our port on it.
     #[must_use]
-    pub fn new(to: SocketAddrV4) -> Self {
-        Self { to }
+    pub fn new(to: SocketAddrV4, rush: Option<Rush>) -> Self {
+        Self { to, rush }
     }
 
     fn jumps(self) -> [Jump; 2] {
@@ -64,8 +82,12 @@ impl Iptables {
             }
             _ => {
                 let redirected = "-m conntrack --ctstate DNAT -j ACCEPT";
-                let fresh = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REJECT --reject-with tcp-reset";
-                (INPUT_CHAIN, vec![redirected.to_owned(), fresh.to_owned()])
+                let fresh = format!("{SYN} -j REJECT --reject-with tcp-reset");
+                let rush = self.rush.map(|Rush { per_second, burst }| {
+                    let limit = format!("--hashlimit-above {per_second}/sec --hashlimit-burst {burst}");
+                    format!("{SYN} -m hashlimit {limit} --hashlimit-mode srcip --hashlimit-name {HASH} -j DROP")
+                });
+                (INPUT_CHAIN, rush.into_iter().chain([redirected.to_owned(), fresh]).collect())
             }
         }
     }
@@ -85,6 +107,18 @@ impl Iptables {
     }
 
     async fn install(self) -> Result<(), FirewallError> {
+        let Err(error) = self.write().await else { return Ok(()) };
+        if self.rush.is_none() {
+            return Err(error);
+        }
+        Self { rush: None, ..self }.write().await?;
+        tracing::warn!(
+            "the kernel does not keep one pod from connecting in a rush (xt_hashlimit is missing?): {error}"
+        );
+        Ok(())
+    }
+
+    async fn write(self) -> Result<(), FirewallError> {
         for jump in self.jumps() {
             let Jump { table, from, rule } = &jump;
             let (chain, rules) = self.chain(table);

@@ -109,7 +109,7 @@ pub fn node_address() -> std::io::Result<Ipv4Addr> {
 /// # Errors
 /// All that could not be taken out.
 pub async fn remove_all() -> Result<(), Vec<FirewallError>> {
-    let redirect = iptables::Iptables::new(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+    let redirect = iptables::Iptables::new(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), None);
     let (redirect, guard) = (redirect.remove().await, guard::Guard.remove().await);
     let errors = [redirect, guard].into_iter().filter_map(Result::err).collect::<Vec<_>>();
     if errors.is_empty() { Ok(()) } else { Err(errors) }

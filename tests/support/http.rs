@@ -8,7 +8,7 @@ use std::{
 
 use sandbox::network::Namespace;
 
-pub struct Connection(TcpStream);
+pub struct Connection(pub TcpStream);
 
 #[derive(Debug)]
 pub struct Answer {
@@ -71,6 +71,15 @@ impl Connection {
         let head = String::from_utf8(head).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Ok(Answer { status, head, body: Vec::new() })
+    }
+
+    /// Everything that comes until the other side closes, in time or not at all.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
+            _ => Ok(rest),
+        }
     }
 
     /// Whether the other side has closed.
