@@ -30,10 +30,13 @@ use crate::{
         watch,
     },
     imds::{
+        container::Container,
         facts::Facts,
         key,
+        pods::Pods,
         respond::Imds,
         server::{self, Accept},
+        service::Services,
         upstream::{self, UpstreamError},
     },
     intercept::{self, Firewall, METADATA, Part, guard::Guard, iptables::Iptables, reconcile},
@@ -43,6 +46,7 @@ use crate::{
     token::{
         self,
         access::{Access, Decision},
+        keys::Keys,
     },
 };
 
@@ -83,7 +87,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let listener = bind("--listen", config.listen.into()).await?;
     let admin_listener = bind("--admin-listen", config.admin_listen).await?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
-    let parts = parts(config.intercept, address)?;
+    let parts = parts(config.intercept, address, &config.container_endpoints)?;
     let session_key = key::load_or_make(&config.state_dir)?;
 
     let readiness = Arc::new(Readiness::default());
@@ -131,7 +135,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         metrics: Arc::clone(&metrics),
     };
     spawn(&mut tasks, "choice of token access", decision.make(config.token_access));
-    let tokens = token::ApiServer::new(Arc::clone(&access), config.node_name.clone(), config.token_audience);
+    let tokens = token::ApiServer::new(Arc::clone(&access), config.node_name.clone(), config.token_audience.clone());
     let entitled = {
         let directory = Arc::clone(&directory);
         move |grant: &_| directory.entitled(grant)
@@ -150,13 +154,22 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     let facts = Facts::new(&config.facts);
     tokio::spawn(facts.clone().learn(config.facts));
-    let imds = Imds::new(Arc::clone(&directory), Arc::clone(&store), session_key, facts, Arc::clone(&metrics));
+    let pods = Pods::new(Arc::clone(&directory), Arc::clone(&store), Arc::clone(&metrics));
+    let imds = Imds::new(pods.clone(), session_key, facts, Arc::clone(&metrics));
+    let endpoints: Arc<[IpAddr]> = config.container_endpoints.into();
+    let keys = Arc::new(Keys::default());
+    let container = (!endpoints.is_empty()).then(|| {
+        let audience = config.token_audience.clone();
+        Container::new(pods, Arc::clone(&keys), audience, Arc::clone(&endpoints), Arc::clone(&metrics))
+    });
+    spawn(&mut tasks, "reader of the cluster's keys", keys.keep(client.clone()));
     let accept = match config.intercept {
         Intercept::None => Accept::All,
-        Intercept::Iptables => Accept::Redirected(METADATA.into()),
+        Intercept::Iptables => Accept::Redirected { metadata: METADATA.into(), container: endpoints },
     };
+    let services = Services { imds, container };
     let (drain, watcher) = drain::channel();
-    let serving = server::serve(listener, accept, Arc::new(imds), Arc::clone(&metrics), watcher);
+    let serving = server::serve(listener, accept, Arc::new(services), Arc::clone(&metrics), watcher);
     spawn(&mut tasks, "listener", serving);
 
     let (pods, lookups) = {
@@ -335,12 +348,17 @@ async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{flag} {address}: cannot listen there"))
 }
 
-fn parts(intercept: Intercept, listening: SocketAddr) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
+fn parts(
+    intercept: Intercept,
+    listening: SocketAddr,
+    container: &[IpAddr],
+) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
+    let addresses = intercept::addresses(container);
     let redirect = match intercept {
         Intercept::None => return Ok(Vec::new()),
-        Intercept::Iptables => Iptables::new(target(listening)?),
+        Intercept::Iptables => Iptables::new(target(listening)?, &addresses),
     };
-    Ok(vec![(Part::Guard, Box::new(Guard)), (Part::Redirect, Box::new(redirect))])
+    Ok(vec![(Part::Guard, Box::new(Guard::new(addresses))), (Part::Redirect, Box::new(redirect))])
 }
 
 /// Where redirected requests are sent: an address of the node's own, which packets from pods can reach.

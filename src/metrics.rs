@@ -28,15 +28,18 @@ pub enum RequestKind {
     RoleDocument,
     /// What is said of the node, or of the role beside its credentials.
     Node,
+    /// A role's document, of the container endpoint.
+    ContainerCredentials,
     /// Anything else.
     Other,
 }
 
-const KINDS: [(RequestKind, &str); 5] = [
+const KINDS: [(RequestKind, &str); 6] = [
     (RequestKind::Token, "token"),
     (RequestKind::RoleName, "role_name"),
     (RequestKind::RoleDocument, "role_document"),
     (RequestKind::Node, "node"),
+    (RequestKind::ContainerCredentials, "container_credentials"),
     (RequestKind::Other, "other"),
 ];
 
@@ -54,6 +57,8 @@ pub struct Metrics {
     pub unidentified: IntCounterVec,
     /// Requests with a session token that is not good for their address.
     pub bad_session_tokens: IntCounter,
+    /// Requests to the container endpoint with a `Host` or a token that is not good, by reason.
+    pub refused_container_requests: IntCounterVec,
     /// TokenRequests, by result.
     pub token_requests: IntCounterVec,
     /// Calls of STS, by action and result.
@@ -161,6 +166,11 @@ impl Metrics {
             bad_session_tokens: counter(
                 "bad_session_tokens_total",
                 "Requests with a session token that is not good for their address.",
+            )?,
+            refused_container_requests: counters(
+                "refused_container_requests_total",
+                "Requests to the container endpoint with a Host header or a token that is not good, by reason.",
+                &["reason"],
             )?,
             token_requests: counters(
                 "token_requests_total",

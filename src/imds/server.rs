@@ -14,7 +14,7 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::respond::Imds;
+use super::service::{Service, Services};
 use crate::{drain::Watcher, intercept::original, metrics::Metrics};
 
 /// From one request's end to the next one's complete head; SDKs pause for minutes and then connect anew.
@@ -30,21 +30,46 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Which connections are served.
 #[derive(Clone, Debug)]
 pub enum Accept {
-    /// Those that were redirected from one of these addresses.
-    Redirected(Arc<[IpAddr]>),
-    /// All: nothing is redirected by us.
+    /// Those that were redirected from one of these addresses, which says what service is meant.
+    Redirected {
+        /// The metadata service's.
+        metadata: Arc<[IpAddr]>,
+        /// The container endpoint's.
+        container: Arc<[IpAddr]>,
+    },
+    /// All: nothing is redirected by us, and the path says what service is meant.
     All,
 }
 
+impl Accept {
+    /// The service that the connection is for; `None` where it is not to be served.
+    fn service(&self, stream: &TcpStream) -> Option<Service> {
+        match self {
+            Self::All => stream.local_addr().ok().map(Service::ByPath),
+            Self::Redirected { metadata, container } => {
+                let meant = original::destination(stream).filter(|meant| meant.port() == 80)?.ip();
+                let metadata = metadata.contains(&meant).then_some(Service::Metadata);
+                metadata.or_else(|| container.contains(&meant).then_some(Service::Container))
+            }
+        }
+    }
+}
+
 /// Serves pods until told to drain, then lets every request in flight end.
-pub async fn serve(listener: TcpListener, accept: Accept, imds: Arc<Imds>, metrics: Arc<Metrics>, drain: Watcher) {
+pub async fn serve(
+    listener: TcpListener,
+    accept: Accept,
+    services: Arc<Services>,
+    metrics: Arc<Metrics>,
+    drain: Watcher,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.signaled() => break,
         };
         match accepted {
-            Ok((stream, peer)) => connection(stream, peer.ip(), &accept, &imds, &metrics, &drain),
+            Ok((stream, peer)) => connection(stream, peer.ip(), &accept, &services, &metrics, &drain),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(PAUSE).await;
@@ -53,7 +78,7 @@ pub async fn serve(listener: TcpListener, accept: Accept, imds: Arc<Imds>, metri
     }
     // What the kernel has accepted for us already would be reset with the listener.
     while let Some(Ok((stream, peer))) = futures::FutureExt::now_or_never(listener.accept()) {
-        connection(stream, peer.ip(), &accept, &imds, &metrics, &drain);
+        connection(stream, peer.ip(), &accept, &services, &metrics, &drain);
     }
 }
 
@@ -61,35 +86,39 @@ fn connection(
     stream: TcpStream,
     peer: IpAddr,
     accept: &Accept,
-    imds: &Arc<Imds>,
+    services: &Arc<Services>,
     metrics: &Arc<Metrics>,
     drain: &Watcher,
 ) {
-    if let Accept::Redirected(from) = accept
-        && !original::destination(&stream).is_some_and(|meant| meant.port() == 80 && from.contains(&meant.ip()))
-    {
+    let Some(service) = accept.service(&stream) else {
         metrics.direct_connections.inc();
         tracing::debug!(%peer, "closed: it did not come through the redirect");
         return;
-    }
-    let (imds, metrics, drain) = (Arc::clone(imds), Arc::clone(metrics), drain.clone());
+    };
+    let (services, metrics, drain) = (Arc::clone(services), Arc::clone(metrics), drain.clone());
     tokio::spawn(async move {
         metrics.connections.inc();
-        if let Err(error) = requests(stream, peer.to_canonical(), &imds, &drain).await {
+        if let Err(error) = requests(stream, peer.to_canonical(), service, &services, &drain).await {
             tracing::debug!(%peer, %error, "connection ended early");
         }
         metrics.connections.dec();
     });
 }
 
-async fn requests(stream: TcpStream, peer: IpAddr, imds: &Imds, drain: &Watcher) -> Result<(), hyper::Error> {
+async fn requests(
+    stream: TcpStream,
+    peer: IpAddr,
+    meant: Service,
+    services: &Services,
+    drain: &Watcher,
+) -> Result<(), hyper::Error> {
     // Small answers, each of them waited for.
     let _: io::Result<()> = stream.set_nodelay(true);
     let (begun, in_flight) = (AtomicBool::new(false), AtomicUsize::new(0));
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);
         in_flight.fetch_add(1, Ordering::Relaxed);
-        let response = imds.respond(request, peer);
+        let response = services.respond(meant, request, peer);
         let in_flight = &in_flight;
         async move {
             let response = response.await;
