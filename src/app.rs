@@ -37,12 +37,15 @@ use crate::{
         node, watch,
     },
     imds::{
+        container::Container,
         facts::Facts,
         key,
         limits::{Admission, Limits},
         passage::Passage,
+        pods::Pods,
         respond::Imds,
         server::{self, Accept},
+        service::Services,
         upstream::{self, UpstreamError},
     },
     intercept::{
@@ -57,6 +60,7 @@ use crate::{
     token::{
         self,
         access::{Access, Decision},
+        keys::Keys,
     },
 };
 
@@ -105,7 +109,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let listener = bind("--listen", config.listen.into(), predecessor.as_mut())?;
     let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
-    let parts = parts(config.intercept, address, &config.limits)?;
+    let parts = parts(config.intercept, address, &config.container_endpoints, &config.limits)?;
     let session_keys = key::load_or_make(&config.state_dir, clock::now().unix_seconds())?;
     let session_keys = Arc::new(ArcSwap::from_pointee(session_keys));
     let limits = within_descriptors(config.limits);
@@ -159,7 +163,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         metrics: Arc::clone(&metrics),
     };
     spawn(&mut tasks, "choice of token access", decision.make(config.token_access));
-    let tokens = token::ApiServer::new(Arc::clone(&access), config.node_name.clone(), config.token_audience);
+    let tokens = token::ApiServer::new(Arc::clone(&access), config.node_name.clone(), config.token_audience.clone());
     let entitled = {
         let directory = Arc::clone(&directory);
         move |grant: &_| directory.entitled(grant)
@@ -183,22 +187,24 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         let place = async move || node::place(&access.client().await.1, &node).await;
         tokio::spawn(facts.learn(config.facts, place));
     }
-    let imds = Imds::new(
-        Arc::clone(&directory),
-        Arc::clone(&store),
-        session_keys,
-        facts,
-        config.allowed.map(|(imds, allowed)| Passage::new(imds, allowed)),
-        config.require_imdsv2,
-        Arc::clone(&metrics),
-    );
+    let pods = Pods::new(Arc::clone(&directory), Arc::clone(&store), Arc::clone(&metrics));
+    let passage = config.allowed.map(|(imds, allowed)| Passage::new(imds, allowed));
+    let imds = Imds::new(pods.clone(), session_keys, facts, passage, config.require_imdsv2, Arc::clone(&metrics));
+    let endpoints: Arc<[IpAddr]> = config.container_endpoints.into();
+    let keys = Arc::new(Keys::default());
+    let container = (!endpoints.is_empty()).then(|| {
+        let audience = config.token_audience.clone();
+        Container::new(pods, Arc::clone(&keys), audience, Arc::clone(&endpoints), Arc::clone(&metrics))
+    });
+    spawn(&mut tasks, "reader of the cluster's keys", keys.keep(client.clone()));
     let accept = match config.intercept {
         Intercept::None => Accept::All,
-        Intercept::Iptables => Accept::Redirected(METADATA.into()),
+        Intercept::Iptables => Accept::Redirected { metadata: METADATA.into(), container: endpoints },
     };
+    let services = Services { imds, container };
     let (drain, watcher) = drain::channel();
     let admission = Admission::new(limits, Instant::now());
-    let serving = server::serve(listener, accept, Arc::new(imds), admission, Arc::clone(&metrics), watcher);
+    let serving = server::serve(listener, accept, Arc::new(services), admission, Arc::clone(&metrics), watcher);
     spawn(&mut tasks, "listener", once_ours(owns.subscribe(), serving));
 
     let (pods, lookups) = {
@@ -449,15 +455,17 @@ async fn once_ours(mut owns: tokio::sync::watch::Receiver<bool>, serving: impl F
 fn parts(
     intercept: Intercept,
     listening: SocketAddr,
+    container: &[IpAddr],
     limits: &Limits,
 ) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
     // A connection takes a turn as a request does, and above its number it is closed at once.
     let rush = Rush { per_second: limits.requests_per_second, burst: limits.connections_per_pod };
+    let addresses = intercept::addresses(container);
     let redirect = match intercept {
         Intercept::None => return Ok(Vec::new()),
-        Intercept::Iptables => Iptables::new(target(listening)?, Some(rush)),
+        Intercept::Iptables => Iptables::new(target(listening)?, &addresses, Some(rush)),
     };
-    Ok(vec![(Part::Guard, Box::new(Guard)), (Part::Redirect, Box::new(redirect))])
+    Ok(vec![(Part::Guard, Box::new(Guard::new(addresses))), (Part::Redirect, Box::new(redirect))])
 }
 
 /// Where redirected requests are sent: an address of the node's own, which packets from pods can reach.

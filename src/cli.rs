@@ -178,6 +178,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|nft|iptables|none", default_value = "auto", env = "KUBE2IRSA_INTERCEPT")]
     pub intercept: String,
 
+    /// Addresses at which the container credentials endpoint is served, separated by commas (169.254.170.2,
+    /// 169.254.170.23); `off`: none. 169.254.170.23 is that of EKS Pod Identity: name it only where that is not used.
+    #[arg(long, value_name = "ADDR,…|off", default_value = "169.254.170.2", env = "KUBE2IRSA_CONTAINER_ENDPOINTS")]
+    pub container_endpoints: String,
+
     /// Certificates (PEM) to trust for STS instead of the system's.
     #[arg(long, value_name = "FILE", env = "KUBE2IRSA_CA_BUNDLE")]
     pub ca_bundle: Option<String>,

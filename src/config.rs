@@ -4,7 +4,7 @@
 
 use std::{
     fmt, fs,
-    net::{SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     path::PathBuf,
     str::FromStr,
 };
@@ -21,6 +21,7 @@ use crate::{
     cli::RunArgs,
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
     imds::{allowed::AllowedPaths, facts::Given, limits::Limits},
+    intercept::{CONTAINER, POD_IDENTITY_V4, POD_IDENTITY_V6},
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -61,6 +62,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How requests are redirected.
     pub intercept: Intercept,
+    /// At which addresses the container credentials endpoint is served.
+    pub container_endpoints: Vec<IpAddr>,
     /// Form of the log lines.
     pub log_format: LogFormat,
     /// How much is logged.
@@ -199,6 +202,7 @@ impl Config {
             let text = format!("--listen {listen}: pods' packets cannot be redirected to a loopback address");
             errors.add(text, ());
         }
+        let container_endpoints = container_endpoints(&args.container_endpoints, &mut errors);
         let log_format = match args.log_format.as_str() {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
@@ -261,6 +265,7 @@ impl Config {
             limits,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
+            container_endpoints,
             log_format,
             log_level,
             worker_threads,
@@ -283,6 +288,28 @@ fn allowed(args: &RunArgs, imds: Option<&Uri>, errors: &mut Errors) -> Option<(U
         errors.add("--allow-path: there is nobody to ask for them (--imds-endpoint off)".to_owned(), ());
     }
     Some((imds?.clone(), allowed))
+}
+
+fn container_endpoints(text: &str, errors: &mut Errors) -> Vec<IpAddr> {
+    if text == "off" {
+        return Vec::new();
+    }
+    let mut addresses = Vec::new();
+    for word in text.split(',').map(str::trim) {
+        match word.parse() {
+            Ok(address @ (CONTAINER | POD_IDENTITY_V4)) if !addresses.contains(&address) => addresses.push(address),
+            Ok(CONTAINER | POD_IDENTITY_V4) => {}
+            Ok(POD_IDENTITY_V6) => {
+                let text = format!("--container-endpoints {word}: this version redirects IPv4 only; leave it out");
+                errors.add(text, ());
+            }
+            _ => {
+                let text = format!("--container-endpoints {word:?}: must be 169.254.170.2, 169.254.170.23 or off");
+                errors.add(text, ());
+            }
+        }
+    }
+    addresses
 }
 
 fn api_server(kubeconfig: Option<&str>, errors: &mut Errors) -> ApiServer {

@@ -30,16 +30,19 @@ pub enum RequestKind {
     Node,
     /// What the real metadata service is asked for.
     Allowed,
+    /// A role's document, of the container endpoint.
+    ContainerCredentials,
     /// Anything else.
     Other,
 }
 
-const KINDS: [(RequestKind, &str); 6] = [
+const KINDS: [(RequestKind, &str); 7] = [
     (RequestKind::Token, "token"),
     (RequestKind::RoleName, "role_name"),
     (RequestKind::RoleDocument, "role_document"),
     (RequestKind::Node, "node"),
     (RequestKind::Allowed, "allowed"),
+    (RequestKind::ContainerCredentials, "container_credentials"),
     (RequestKind::Other, "other"),
 ];
 
@@ -105,6 +108,8 @@ pub struct Metrics {
     pub refused_without_session: IntCounter,
     /// Requests of an allowed path that the real metadata service was not asked for, or that it did not answer.
     pub not_passed: IntCounterVec,
+    /// Requests to the container endpoint with a `Host` or a token that is not good, by reason.
+    pub refused_container_requests: IntCounterVec,
     /// TokenRequests, by result.
     pub token_requests: IntCounterVec,
     /// Calls of STS, by action and result.
@@ -237,6 +242,11 @@ impl Metrics {
             not_passed: counters(
                 "allowed_paths_failed_total",
                 "Requests of a path of --allow-path without an answer of the real metadata service, by reason.",
+                &["reason"],
+            )?,
+            refused_container_requests: counters(
+                "refused_container_requests_total",
+                "Requests to the container endpoint with a Host header or a token that is not good, by reason.",
                 &["reason"],
             )?,
             token_requests: counters(

@@ -16,11 +16,12 @@ use std::fs;
 
 use sandbox::{
     cloud::ACCOUNT,
+    network::CONTAINER_ADDRESSES,
     sandbox::{AUDIENCE, DAEMON, NODE, Pod, Sandbox},
 };
 use serde_json::{Value, json};
 use server::{Answer, ApiServer, Caller, bound, for_sts};
-use support::{Daemon, eventually, metric, role_status, sandbox, sdk};
+use support::{Daemon, eventually, http::Connection, metric, role_status, sandbox, sdk};
 
 const AS_NODE: &str = "system:node:node-1";
 const OTHER_NODE: &str = "node-2";
@@ -236,6 +237,33 @@ fn a_pod_gets_its_role_in_node_mode_with_a_token_that_sts_verifies_by_the_api_se
     let later = sandbox.add_pod("team-a", "web-1", "web").unwrap();
     api.add_pod(&sandbox, ("team-a", "web-1"), "web", NODE, Some(&later.address().to_string()));
     eventually("a later pod is served", || role_status(&later) == 200);
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn a_token_that_the_api_server_signed_for_a_pod_is_taken_from_that_pod_alone() {
+    let (sandbox, api, pod, kubeconfig) = cluster_with_a_pod();
+    api.apply(&sandbox, "rbac-node.yaml");
+    let other = sandbox.add_pod("team-a", "web-1", "web").unwrap();
+    api.add_pod(&sandbox, ("team-a", "web-1"), "web", NODE, Some(&other.address().to_string()));
+    let token = |audience: &str| {
+        let path = "/api/v1/namespaces/team-a/pods/web-0";
+        let uid = api.call(&sandbox, api.admin(), "GET", path, &Value::Null).accepted()["metadata"]["uid"].clone();
+        let bound = bound("web-0", uid.as_str().unwrap());
+        let request = json!({"spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound}});
+        api.issued(api.token(&sandbox, api.admin(), ("team-a", "web"), &request))
+    };
+    let daemon = Daemon::ready(&sandbox, &["--kubeconfig", &kubeconfig]);
+    let status = |pod: &Pod, token: &str| {
+        let server = (CONTAINER_ADDRESSES[0], 80).into();
+        let mut connection = Connection::open(pod.network(), server).unwrap();
+        let head = format!("GET /v1/credentials HTTP/1.1\r\nHost: 169.254.170.2\r\nAuthorization: {token}\r\n\r\n");
+        connection.send_bytes(head.as_bytes()).unwrap();
+        connection.answer().unwrap().status
+    };
+    let for_us = token("pods.eks.amazonaws.com");
+    assert_eq!((status(&pod, &for_us), status(&other, &for_us)), (200, 401), "{}", daemon.log());
+    assert_eq!((status(&pod, &token(AUDIENCE)), status(&pod, &token(&api.url))), (200, 401), "{}", daemon.log());
 }
 
 #[test]

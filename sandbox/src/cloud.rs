@@ -1,5 +1,5 @@
-//! What is outside of the node: the Kubernetes API, the token issuer, STS and the metadata service, each at
-//! its own address and over real sockets.
+//! What is outside of the node: the Kubernetes API, the token issuer, STS, the metadata service and a container
+//! credentials endpoint, each at its own address and over real sockets.
 
 use std::{
     io,
@@ -13,12 +13,15 @@ use rustls::ServerConfig;
 use tokio::{net::TcpListener, runtime::Runtime};
 
 use crate::{
+    agent::Agent,
     ca::{Ca, CaError},
     http::{Body, Server, full},
     imds::Imds,
     issuer::{DISCOVERY_PATH, Issuer, IssuerError, JWKS_PATH},
     kubernetes::Kubernetes,
-    network::{KUBERNETES_ADDRESS, METADATA_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, STS_ADDRESS},
+    network::{
+        CONTAINER_ADDRESSES, KUBERNETES_ADDRESS, METADATA_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, STS_ADDRESS,
+    },
     sts::Sts,
 };
 
@@ -68,6 +71,8 @@ pub struct Cloud {
     pub sts: Sts,
     /// The metadata service.
     pub imds: Imds,
+    /// The container credentials endpoint that an agent has behind the node.
+    pub agent: Agent,
     /// Who signs service account tokens.
     pub issuer: Arc<Issuer>,
     ca: Ca,
@@ -90,10 +95,11 @@ impl Cloud {
         let kubernetes = Kubernetes::new(Arc::clone(&issuer));
         let sts = Sts::new(ca.client()?);
         let node_role = format!("arn:aws:iam::{ACCOUNT}:role/{NODE_ROLE}");
-        let imds = Imds::new(NODE_ROLE, REGION, {
+        let of_node = {
             let sts = sts.clone();
             move || sts.instance_credentials(&node_role, INSTANCE_ID)
-        });
+        };
+        let (imds, agent) = (Imds::new(NODE_ROLE, REGION, of_node.clone()), Agent::new(of_node));
         let runtime =
             outside.enter(|| tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build())??;
         let mut cloud = Self {
@@ -101,6 +107,7 @@ impl Cloud {
             kubernetes,
             sts,
             imds,
+            agent,
             issuer,
             ca,
             outside: outside.clone(),
@@ -179,6 +186,11 @@ impl Cloud {
             let imds = imds.clone();
             async move { imds.handle_from(request, peer).await }
         })?);
+        for address in CONTAINER_ADDRESSES {
+            let agent = self.agent.clone();
+            let answer = move |request, _| std::future::ready(agent.handle::<Incoming>(&request));
+            self.servers.push(self.serve(address, 80, None, answer)?);
+        }
         Ok(())
     }
 

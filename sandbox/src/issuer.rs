@@ -1,8 +1,10 @@
-//! The cluster's service account issuer: the signing key, and the two documents that verifiers read.
+//! The cluster's service account issuer: the signing keys, and the two documents that verifiers read.
 //!
 //! Shapes: [Kubernetes, "Service account issuer discovery"][k8s]; OpenID Connect Discovery 1.0, section 3; RFC 7517.
 //!
 //! [k8s]: https://kubernetes.io/docs/tasks/configure-pod-container/configure-service-account/#service-account-issuer-discovery
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, jwk::Jwk};
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
@@ -20,6 +22,9 @@ pub enum IssuerError {
     /// The RSA key could not be made.
     #[error("cannot make a signing key: {0}")]
     Key(#[from] rcgen::Error),
+    /// No key of this issuer signs it.
+    #[error("no key of this issuer")]
+    NoKey,
     /// A token could not be signed, or is not one of ours.
     #[error("not a valid token: {0}")]
     Token(#[from] jsonwebtoken::errors::Error),
@@ -28,14 +33,31 @@ pub enum IssuerError {
 /// An issuer of service account tokens, signed with RS256.
 pub struct Issuer {
     url: String,
-    key_id: String,
-    key: EncodingKey,
-    jwk: Jwk,
+    /// The newest signs, all are published.
+    keys: RwLock<Vec<Key>>,
+}
+
+struct Key {
+    id: String,
+    signs: EncodingKey,
+    public: Jwk,
 }
 
 impl std::fmt::Debug for Issuer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Issuer").field("url", &self.url).field("key_id", &self.key_id).finish_non_exhaustive()
+        f.debug_struct("Issuer").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    fn new() -> Result<Self, IssuerError> {
+        let key = KeyPair::generate_for(&PKCS_RSA_SHA256)?;
+        let signs = EncodingKey::from_rsa_pem(key.serialize_pem().as_bytes())?;
+        let mut public = Jwk::from_encoding_key(&signs, Algorithm::RS256)?;
+        let id = public.thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256)?;
+        public.common.key_id = Some(id.clone());
+        public.common.public_key_use = Some(jsonwebtoken::jwk::PublicKeyUse::Signature);
+        Ok(Self { id, signs, public })
     }
 }
 
@@ -45,13 +67,21 @@ impl Issuer {
     /// # Errors
     /// When the key cannot be made.
     pub fn new(url: impl Into<String>) -> Result<Self, IssuerError> {
-        let key = KeyPair::generate_for(&PKCS_RSA_SHA256)?;
-        let key = EncodingKey::from_rsa_pem(key.serialize_pem().as_bytes())?;
-        let mut jwk = Jwk::from_encoding_key(&key, Algorithm::RS256)?;
-        let key_id = jwk.thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256)?;
-        jwk.common.key_id = Some(key_id.clone());
-        jwk.common.public_key_use = Some(jsonwebtoken::jwk::PublicKeyUse::Signature);
-        Ok(Self { url: url.into(), key_id, key, jwk })
+        Ok(Self { url: url.into(), keys: RwLock::new(vec![Key::new()?]) })
+    }
+
+    /// Signs with a new key from now on; the old ones stay published.
+    ///
+    /// # Errors
+    /// When the key cannot be made.
+    pub fn rotate(&self) -> Result<(), IssuerError> {
+        let key = Key::new()?;
+        self.keys.write().unwrap_or_else(PoisonError::into_inner).push(key);
+        Ok(())
+    }
+
+    fn keys(&self) -> RwLockReadGuard<'_, Vec<Key>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The issuer's URL: the tokens' `iss`.
@@ -65,8 +95,10 @@ impl Issuer {
     /// # Errors
     /// When the claims cannot be serialised.
     pub fn sign(&self, claims: &impl Serialize) -> Result<String, IssuerError> {
-        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::RS256) };
-        Ok(jsonwebtoken::encode(&header, claims, &self.key)?)
+        let keys = self.keys();
+        let key = keys.last().ok_or(IssuerError::NoKey)?;
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::RS256) };
+        Ok(jsonwebtoken::encode(&header, claims, &key.signs)?)
     }
 
     /// The claims of a token that this issuer signed and that is valid now, for any audience.
@@ -79,7 +111,10 @@ impl Issuer {
         validation.validate_nbf = true;
         validation.validate_aud = false;
         validation.set_issuer(&[&self.url]);
-        Ok(jsonwebtoken::decode(token, &DecodingKey::from_jwk(&self.jwk)?, &validation)?.claims)
+        let id = jsonwebtoken::decode_header(token)?.kid;
+        let keys = self.keys();
+        let key = keys.iter().find(|key| Some(&key.id) == id.as_ref()).ok_or(IssuerError::NoKey)?;
+        Ok(jsonwebtoken::decode(token, &DecodingKey::from_jwk(&key.public)?, &validation)?.claims)
     }
 
     /// The discovery document.
@@ -97,7 +132,7 @@ impl Issuer {
     /// The key set.
     #[must_use]
     pub fn jwks(&self) -> Value {
-        json!({ "keys": [self.jwk] })
+        json!({ "keys": self.keys().iter().map(|key| &key.public).collect::<Vec<_>>() })
     }
 }
 
@@ -111,5 +146,17 @@ mod tests {
         let token = ours.sign(&json!({ "iss": "https://a", "exp": 4_102_444_800_u64 })).unwrap();
         assert!(ours.verify(&token).is_ok());
         assert!(theirs.verify(&token).is_err());
+    }
+
+    #[test]
+    fn a_token_of_an_older_key_stays_good() {
+        let issuer = Issuer::new("https://a").unwrap();
+        let sign = || issuer.sign(&json!({ "iss": "https://a", "exp": 4_102_444_800_u64 })).unwrap();
+        let old = sign();
+        issuer.rotate().unwrap();
+        let new = sign();
+        assert!(issuer.verify(&old).is_ok() && issuer.verify(&new).is_ok());
+        assert_ne!(old.split('.').next(), new.split('.').next());
+        assert_eq!(issuer.jwks()["keys"].as_array().unwrap().len(), 2);
     }
 }

@@ -4,6 +4,7 @@
 //! one's status and code, so that a client that works here works there. Nothing of this crate is
 //! compiled into the daemon.
 
+pub mod agent;
 pub mod ca;
 pub mod client;
 pub mod clock;

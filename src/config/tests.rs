@@ -44,6 +44,7 @@ fn what_a_node_needs_is_little() {
     assert_eq!(config.sts.location, StsLocation::AskImds("http://169.254.169.254".parse().unwrap()));
     assert_eq!((config.listen.to_string().as_str(), config.intercept), ("0.0.0.0:9169", Intercept::Iptables));
     assert!(config.admin_listen.ip().is_loopback());
+    assert_eq!(config.container_endpoints, [CONTAINER], "the addresses of EKS Pod Identity are that agent's");
     assert!(!format!("{config:?}").contains("very-secret"));
 }
 
@@ -78,6 +79,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--state-dir", ""),
         ("--allow-path", "/latest/user-data"),
         ("--intercept", "ebpf"),
+        ("--container-endpoints", "169.254.169.254"),
         ("--ca-bundle", no_pem),
         ("--log-format", "xml"),
         ("--log-level", "loud"),
@@ -215,4 +217,24 @@ fn pods_cannot_be_sent_to_loopback_or_to_the_operators_port() {
     assert!(with(&["--listen", "127.0.0.1:9169", "--intercept", "none"]).is_empty());
     assert_eq!(with(&["--admin-listen", "127.0.0.1:9169"]).len(), 1);
     assert_eq!(with(&["--intercept", "nft"]).len(), 1);
+}
+
+#[test]
+fn the_container_endpoint_is_served_where_the_flag_says_and_nowhere_else() {
+    let kubeconfig = file(KUBECONFIG);
+    let needed = ["--node-name", "node-1", "--kubeconfig", kubeconfig.to_str().unwrap(), "--container-endpoints"];
+    let read = |value| Config::new(&args(&[&needed[..], &[value]].concat())).map(|config| config.container_endpoints);
+    assert_eq!(read("off"), Ok(Vec::new()));
+    assert_eq!(read("169.254.170.23"), Ok(vec![POD_IDENTITY_V4]));
+    assert_eq!(read("169.254.170.2, 169.254.170.23,169.254.170.2"), Ok(vec![CONTAINER, POD_IDENTITY_V4]));
+    for (value, wrong) in [
+        ("fd00:ec2::23", "redirects IPv4 only"),
+        ("", "must be"),
+        ("169.254.170.2,off", "\"off\": must be"),
+        ("169.254.170.3", "\"169.254.170.3\": must be"),
+        ("169.254.170.2:80", "must be"),
+    ] {
+        let ConfigErrors(errors) = read(value).unwrap_err();
+        assert!(errors.len() == 1 && errors[0].contains(wrong), "{value}: {errors:?}");
+    }
 }

@@ -1,8 +1,9 @@
-//! The role's document: credentials as the metadata service gives them, serialised once. Pure.
+//! The role's documents: credentials as the metadata service and the container endpoint give them, serialised once. Pure.
 //!
-//! Owns the only lasting copy of the secrets, which is overwritten when the last reader lets go of it.
+//! Owns the only lasting copies of the secrets, which are overwritten when the last reader lets go of them.
 //!
-//! Source: [Retrieve security credentials from instance metadata](https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html).
+//! Sources: [Retrieve security credentials from instance metadata](https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html),
+//! [Container credential provider](https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html).
 
 use std::{
     fmt,
@@ -24,19 +25,45 @@ use crate::{
 
 const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
+/// Whose form a document has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The metadata service's.
+    Metadata,
+    /// The container endpoint's.
+    Container,
+}
+
 /// Credentials that can be served until they expire.
 pub struct Document {
-    body: Bytes,
+    metadata: Bytes,
+    container: Bytes,
     expires: Deadline,
     life: Duration,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Fields<'a> {
+struct Metadata<'a> {
     code: &'static str,
     last_updated: &'a str,
     r#type: &'static str,
+    #[serde(flatten)]
+    keys: &'a Keys<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Container<'a> {
+    #[serde(flatten)]
+    keys: &'a Keys<'a>,
+    account_id: &'a str,
+    role_arn: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Keys<'a> {
     access_key_id: &'a str,
     secret_access_key: &'a str,
     token: &'a str,
@@ -44,34 +71,37 @@ struct Fields<'a> {
 }
 
 impl Document {
-    /// The document of a session that STS gave just now. `None` if it has expired already by our clock.
+    /// The documents of a session of `role` that STS gave just now. `None` if it has expired already by our clock.
     #[must_use]
-    pub fn new(session: &Session, now: Now) -> Option<Self> {
+    pub fn new(session: &Session, role: &RoleArn, now: Now) -> Option<Self> {
         let expires = now.deadline(session.expiration);
         let life = expires.left(now);
         if life.is_zero() {
             return None;
         }
-        let (secret, token) = (session.secret_access_key.expose_secret(), session.session_token.expose_secret());
-        let fields = Fields {
-            code: "Success",
-            last_updated: &seconds(now.wall)?,
-            r#type: "AWS-HMAC",
+        let keys = Keys {
             access_key_id: &session.access_key_id,
-            secret_access_key: secret,
-            token,
+            secret_access_key: session.secret_access_key.expose_secret(),
+            token: session.session_token.expose_secret(),
             expiration: &seconds(session.expiration)?,
         };
+        let last_updated = &seconds(now.wall)?;
+        let metadata = Metadata { code: "Success", last_updated, r#type: "AWS-HMAC", keys: &keys };
+        let container = Container { keys: &keys, account_id: role.account(), role_arn: role.as_str() };
         // Room for all of it, so that growing leaves no copy of a part behind.
-        let mut body = Zeroizing::new(Vec::with_capacity(512 + secret.len() + token.len()));
-        serde_json::to_writer(&mut *body, &fields).ok()?;
-        Some(Self { body: Bytes::from_owner(body), expires, life })
+        let room = 512 + keys.secret_access_key.len() + keys.token.len();
+        let (metadata, container) = (serialised(&metadata, room)?, serialised(&container, room + role.as_str().len())?);
+        Some(Self { metadata, container, expires, life })
     }
 
     /// The body of the answer; `None` once the credentials have expired.
     #[must_use]
-    pub fn body(&self, now: Now) -> Option<Bytes> {
-        (!self.expires.passed(now)).then(|| self.body.clone())
+    pub fn body(&self, form: Form, now: Now) -> Option<Bytes> {
+        let body = match form {
+            Form::Metadata => &self.metadata,
+            Form::Container => &self.container,
+        };
+        (!self.expires.passed(now)).then(|| body.clone())
     }
 
     /// When the credentials expire.
@@ -91,6 +121,12 @@ impl fmt::Debug for Document {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Document").field("life", &self.life).finish_non_exhaustive()
     }
+}
+
+fn serialised(document: &impl Serialize, room: usize) -> Option<Bytes> {
+    let mut body = Zeroizing::new(Vec::with_capacity(room));
+    serde_json::to_writer(&mut *body, document).ok()?;
+    Some(Bytes::from_owner(body))
 }
 
 /// `iam/info`: the instance profile that an instance with this role would have, its id made from the role's ARN.
@@ -144,13 +180,18 @@ mod tests {
         }
     }
 
+    fn role() -> RoleArn {
+        "arn:aws:iam::111122223333:role/team-a/web".parse().unwrap()
+    }
+
     #[test]
-    fn the_document_is_what_sdks_read() {
+    fn the_documents_are_what_sdks_read() {
         let now = at(1_767_225_600);
-        let document = Document::new(&session(1_767_229_200), now).unwrap();
+        let document = Document::new(&session(1_767_229_200), &role(), now).unwrap();
+        let read = |form| serde_json::from_slice::<serde_json::Value>(&document.body(form, now).unwrap()).unwrap();
         assert_eq!(document.life(), Duration::from_secs(3600));
         assert_eq!(
-            serde_json::from_slice::<serde_json::Value>(&document.body(now).unwrap()).unwrap(),
+            read(Form::Metadata),
             serde_json::json!({
                 "Code": "Success",
                 "LastUpdated": "2026-01-01T00:00:00Z",
@@ -161,19 +202,32 @@ mod tests {
                 "Expiration": "2026-01-01T01:00:00Z",
             })
         );
+        assert_eq!(
+            read(Form::Container),
+            serde_json::json!({
+                "AccessKeyId": "ASIAEXAMPLE",
+                "SecretAccessKey": "secret",
+                "Token": "token==",
+                "Expiration": "2026-01-01T01:00:00Z",
+                "AccountId": "111122223333",
+                "RoleArn": "arn:aws:iam::111122223333:role/team-a/web",
+            })
+        );
     }
 
     #[test]
     fn expired_credentials_have_no_body() {
         let now = at(1000);
-        assert!(Document::new(&session(1000), now).is_none());
-        let document = Document::new(&session(1010), now).unwrap();
+        assert!(Document::new(&session(1000), &role(), now).is_none());
+        let document = Document::new(&session(1010), &role(), now).unwrap();
         let later = |seconds| {
             let passed = Duration::from_secs(seconds);
             Now { wall: now.wall + passed, monotonic: now.monotonic + passed }
         };
-        assert!(document.body(later(9)).is_some());
-        assert!(document.body(later(10)).is_none());
+        for form in [Form::Metadata, Form::Container] {
+            assert!(document.body(form, later(9)).is_some());
+            assert!(document.body(form, later(10)).is_none());
+        }
     }
 
     #[test]
@@ -188,7 +242,7 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secret() {
-        let shown = format!("{:?} {:?}", Document::new(&session(1010), at(1000)).unwrap(), session(1010));
+        let shown = format!("{:?} {:?}", Document::new(&session(1010), &role(), at(1000)).unwrap(), session(1010));
         assert!(!shown.contains("secret\"") && !shown.contains("token=="), "{shown}");
     }
 }

@@ -27,7 +27,10 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use tokio::sync::{mpsc, watch};
 
-use self::{document::Document, slot::Failure};
+use self::{
+    document::{Document, Form},
+    slot::Failure,
+};
 use crate::{
     clock::{self, Now},
     identity::{Grant, PodUid},
@@ -127,7 +130,7 @@ impl fmt::Debug for Slot {
 /// What came of asking for credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The role's document.
+    /// The role's document, in the form that was asked for.
     Document(Bytes),
     /// The fetch failed.
     Failed(Failure),
@@ -184,25 +187,25 @@ impl Store {
 
     /// The credentials of `grant`, if they are there now. Never waits.
     #[must_use]
-    pub fn get(&self, grant: &Arc<Grant>, now: Now) -> Option<Bytes> {
+    pub fn get(&self, grant: &Arc<Grant>, form: Form, now: Now) -> Option<Bytes> {
         let slot = self.slots.get(&address(grant))?;
         slot.read(self.age(now));
         match &**slot.view.load() {
-            View::Document(document) => document.body(now),
+            View::Document(document) => document.body(form, now),
             View::Pending(_) | View::Failed(..) | View::Gone => None,
         }
     }
 
     /// The credentials of `grant`, fetched if need be; gives up waiting, not the fetch, at `until`.
     /// A permanent failure is said at once.
-    pub async fn obtain(&self, grant: &Arc<Grant>, until: tokio::time::Instant) -> Outcome {
+    pub async fn obtain(&self, grant: &Arc<Grant>, form: Form, until: tokio::time::Instant) -> Outcome {
         let slot = self.slot(grant);
         let mut changed = slot.changed.subscribe();
         loop {
             let now = clock::now();
             slot.read(self.age(now));
             let so_far = match &**slot.view.load() {
-                View::Document(document) => match document.body(now) {
+                View::Document(document) => match document.body(form, now) {
                     Some(body) => return Outcome::Document(body),
                     None => Outcome::Pending,
                 },

@@ -299,7 +299,7 @@ impl Fetcher {
         if session.shortened {
             slot.grants().iter().for_each(|grant| self.events.shortened(grant));
         }
-        Document::new(&session, clock::now()).ok_or(FetchError::Clock)
+        Document::new(&session, grant.role(), clock::now()).ok_or(FetchError::Clock)
     }
 
     async fn token(&self, grant: &Grant) -> Result<SecretString, TokenError> {

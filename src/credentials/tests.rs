@@ -146,7 +146,7 @@ impl Engine {
 
     fn ask(&self, grant: &Arc<Grant>) -> tokio::task::JoinHandle<Outcome> {
         let (store, grant) = (Arc::clone(&self.store), Arc::clone(grant));
-        tokio::spawn(async move { store.obtain(&grant, soon()).await })
+        tokio::spawn(async move { store.obtain(&grant, Form::Metadata, soon()).await })
     }
 }
 
@@ -207,10 +207,10 @@ async fn a_caller_that_leaves_cancels_nothing() {
 #[tokio::test]
 async fn a_refusal_is_tried_again_when_somebody_asks_after_it() {
     let (engine, grant) = (engine(9, Answer::Refused), grant("1"));
-    assert_eq!(engine.store.obtain(&grant, soon()).await, Outcome::Failed(Failure::Permanent));
+    assert_eq!(engine.store.obtain(&grant, Form::Metadata, soon()).await, Outcome::Failed(Failure::Permanent));
     *engine.fake.answer.lock().unwrap() = Answer::Good;
     let end = soon();
-    while !matches!(engine.store.obtain(&grant, soon()).await, Outcome::Document(_)) {
+    while !matches!(engine.store.obtain(&grant, Form::Metadata, soon()).await, Outcome::Document(_)) {
         assert!(tokio::time::Instant::now() < end, "it is not tried again");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -221,18 +221,21 @@ async fn a_refusal_is_tried_again_when_somebody_asks_after_it() {
 async fn a_caller_waits_no_longer_than_it_may() {
     let (engine, grant) = (engine(0, Answer::Good), grant("1"));
     let until = tokio::time::Instant::now() + Duration::from_millis(20);
-    assert_eq!(engine.store.obtain(&grant, until).await, Outcome::Pending);
+    assert_eq!(engine.store.obtain(&grant, Form::Metadata, until).await, Outcome::Pending);
 }
 
 #[tokio::test]
 async fn a_panic_in_one_fetch_is_a_transient_error_of_that_pod_alone() {
     let engine = engine(1, Answer::Panic);
     let until = tokio::time::Instant::now() + Duration::from_millis(200);
-    assert_eq!(engine.store.obtain(&grant("1"), until).await, Outcome::Failed(Failure::Transient));
+    assert_eq!(engine.store.obtain(&grant("1"), Form::Metadata, until).await, Outcome::Failed(Failure::Transient));
     *engine.fake.answer.lock().unwrap() = Answer::Good;
     engine.fake.permits.add_permits(100);
-    assert!(matches!(engine.store.obtain(&grant("2"), soon()).await, Outcome::Document(_)));
-    assert!(matches!(engine.store.obtain(&grant("1"), soon()).await, Outcome::Document(_)), "its next try");
+    assert!(matches!(engine.store.obtain(&grant("2"), Form::Metadata, soon()).await, Outcome::Document(_)));
+    assert!(
+        matches!(engine.store.obtain(&grant("1"), Form::Metadata, soon()).await, Outcome::Document(_)),
+        "its next try"
+    );
 }
 
 #[tokio::test]
@@ -244,7 +247,7 @@ async fn what_was_fetched_for_a_pod_that_is_gone_is_given_to_nobody() {
     assert_eq!(caller.await.unwrap(), Outcome::Gone);
     engine.fake.permits.add_permits(1);
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(engine.store.get(&grant, clock::now()), None);
+    assert_eq!(engine.store.get(&grant, Form::Metadata, clock::now()), None);
     assert_eq!(engine.store.figures(clock::now()).slots, 0);
 }
 
@@ -252,7 +255,7 @@ async fn what_was_fetched_for_a_pod_that_is_gone_is_given_to_nobody() {
 async fn nothing_is_fetched_for_who_is_not_entitled() {
     let (engine, grant) = (engine(1, Answer::Good), grant("1"));
     *engine.ended.lock().unwrap() = Some(grant.pod.uid.clone());
-    assert_eq!(engine.store.obtain(&grant, soon()).await, Outcome::Gone);
+    assert_eq!(engine.store.obtain(&grant, Form::Metadata, soon()).await, Outcome::Gone);
     assert_eq!(engine.exchanges(), 0);
     assert_eq!(engine.store.figures(clock::now()).slots, 0);
 }
@@ -261,14 +264,14 @@ async fn nothing_is_fetched_for_who_is_not_entitled() {
 async fn the_grants_of_a_pod_have_a_slot_each_and_those_that_it_loses_end() {
     let (engine, first) = (engine(9, Answer::Good), grant("1"));
     let second = Arc::new(Grant { wish: wish("arn:aws:iam::123456789012:role/other"), ..(*first).clone() });
-    let Outcome::Document(of_first) = engine.store.obtain(&first, soon()).await else { panic!() };
-    let Outcome::Document(of_second) = engine.store.obtain(&second, soon()).await else { panic!() };
-    let Outcome::Document(of_other) = engine.store.obtain(&grant("2"), soon()).await else { panic!() };
+    let Outcome::Document(of_first) = engine.store.obtain(&first, Form::Metadata, soon()).await else { panic!() };
+    let Outcome::Document(of_second) = engine.store.obtain(&second, Form::Metadata, soon()).await else { panic!() };
+    let Outcome::Document(of_other) = engine.store.obtain(&grant("2"), Form::Metadata, soon()).await else { panic!() };
     assert!(of_first != of_second && of_first != of_other);
 
     engine.store.entitle(&first.pod.uid, &[Arc::clone(&second)], None);
-    assert_eq!(engine.store.get(&first, clock::now()), None);
-    assert_eq!(engine.store.get(&second, clock::now()), Some(of_second));
+    assert_eq!(engine.store.get(&first, Form::Metadata, clock::now()), None);
+    assert_eq!(engine.store.get(&second, Form::Metadata, clock::now()), Some(of_second));
     assert_eq!(engine.store.figures(clock::now()).slots, 2, "and that of the other pod");
 }
 
@@ -277,7 +280,7 @@ async fn what_is_foreseen_is_fetched_before_it_is_asked_for() {
     let (engine, grant) = (engine(1, Answer::Good), grant("1"));
     engine.store.entitle(&grant.pod.uid, std::slice::from_ref(&grant), Some(&grant));
     engine.until(1).await;
-    while engine.store.get(&grant, clock::now()).is_none() {
+    while engine.store.get(&grant, Form::Metadata, clock::now()).is_none() {
         tokio::task::yield_now().await;
     }
     assert_eq!(engine.exchanges(), 1);
@@ -288,23 +291,26 @@ async fn a_shared_session_is_one_for_all_pods_of_a_service_account_until_the_las
     let engine = engine_of(SessionScope::ServiceAccount, 9, Answer::Good);
     let (one, two) = (grant("1"), grant("2"));
     let stranger = Arc::new(Grant { account: "another".into(), ..(*grant("3")).clone() });
-    let Outcome::Document(of_one) = engine.store.obtain(&one, soon()).await else { panic!() };
-    assert_eq!(engine.store.obtain(&two, soon()).await, Outcome::Document(of_one.clone()));
-    let Outcome::Document(of_stranger) = engine.store.obtain(&stranger, soon()).await else { panic!() };
+    let Outcome::Document(of_one) = engine.store.obtain(&one, Form::Metadata, soon()).await else { panic!() };
+    assert_eq!(engine.store.obtain(&two, Form::Metadata, soon()).await, Outcome::Document(of_one.clone()));
+    let Outcome::Document(of_stranger) = engine.store.obtain(&stranger, Form::Metadata, soon()).await else { panic!() };
     assert_ne!(of_one, of_stranger);
     let other = Arc::new(Grant { wish: wish("arn:aws:iam::123456789012:role/other"), ..(*two).clone() });
-    let Outcome::Document(of_other) = engine.store.obtain(&other, soon()).await else { panic!() };
+    let Outcome::Document(of_other) = engine.store.obtain(&other, Form::Metadata, soon()).await else { panic!() };
     assert_ne!(of_one, of_other, "another role");
     engine.store.entitle(&two.pod.uid, std::slice::from_ref(&two), None);
     assert_eq!(engine.exchanges(), 3);
 
     engine.store.entitle(&one.pod.uid, &[], None);
-    assert_eq!(engine.store.get(&one, clock::now()), None);
-    assert_eq!(engine.store.get(&two, clock::now()), Some(of_one));
+    assert_eq!(engine.store.get(&one, Form::Metadata, clock::now()), None);
+    assert_eq!(engine.store.get(&two, Form::Metadata, clock::now()), Some(of_one));
     engine.store.entitle(&two.pod.uid, &[], None);
-    assert_eq!(engine.store.get(&two, clock::now()), None);
+    assert_eq!(engine.store.get(&two, Form::Metadata, clock::now()), None);
     assert_eq!(engine.store.figures(clock::now()).slots, 1);
-    assert!(matches!(engine.store.obtain(&grant("4"), soon()).await, Outcome::Document(_)), "a session of its own");
+    assert!(
+        matches!(engine.store.obtain(&grant("4"), Form::Metadata, soon()).await, Outcome::Document(_)),
+        "a session of its own"
+    );
     assert_eq!(engine.exchanges(), 4);
 }
 
@@ -315,7 +321,7 @@ async fn a_shared_session_is_fetched_with_the_token_of_any_pod_that_gets_one() {
     for grant in [&one, &two] {
         engine.store.entitle(&grant.pod.uid, std::slice::from_ref(grant), Some(grant));
     }
-    assert!(matches!(engine.store.obtain(&two, soon()).await, Outcome::Document(_)));
+    assert!(matches!(engine.store.obtain(&two, Form::Metadata, soon()).await, Outcome::Document(_)));
     let told = engine.reported.try_recv().unwrap();
     assert_eq!(told.regarding.unwrap().uid.as_deref(), Some("1"));
     assert!(engine.reported.try_recv().is_err(), "nothing is wrong with the other");
@@ -324,9 +330,12 @@ async fn a_shared_session_is_fetched_with_the_token_of_any_pod_that_gets_one() {
 #[tokio::test]
 async fn a_pod_that_asks_while_it_ends_does_not_keep_a_shared_session() {
     let (engine, one, two) = (engine_of(SessionScope::ServiceAccount, 9, Answer::Brief), grant("1"), grant("2"));
-    assert!(matches!(engine.store.obtain(&one, soon()).await, Outcome::Document(_)));
+    assert!(matches!(engine.store.obtain(&one, Form::Metadata, soon()).await, Outcome::Document(_)));
     *engine.ended.lock().unwrap() = Some(two.pod.uid.clone());
-    assert!(matches!(engine.store.obtain(&two, soon()).await, Outcome::Document(_)), "what its caller sees to");
+    assert!(
+        matches!(engine.store.obtain(&two, Form::Metadata, soon()).await, Outcome::Document(_)),
+        "what its caller sees to"
+    );
     while engine.exchanges() < 2 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -349,10 +358,10 @@ fn a_shared_session_that_a_pod_joins_is_not_idle() {
 #[tokio::test]
 async fn expired_credentials_are_not_given() {
     let (engine, grant) = (engine(1, Answer::Good), grant("1"));
-    assert!(matches!(engine.store.obtain(&grant, soon()).await, Outcome::Document(_)));
+    assert!(matches!(engine.store.obtain(&grant, Form::Metadata, soon()).await, Outcome::Document(_)));
     let now = clock::now();
     let stepped = Now { wall: SystemTime::UNIX_EPOCH + Duration::from_secs(now.unix_seconds() + 3601), ..now };
-    assert_eq!(engine.store.get(&grant, stepped), None);
+    assert_eq!(engine.store.get(&grant, Form::Metadata, stepped), None);
 }
 
 #[test]

@@ -82,6 +82,12 @@ impl RoleArn {
         &self.0
     }
 
+    /// The account that the role is in: 12 digits.
+    #[must_use]
+    pub fn account(&self) -> &str {
+        self.0.split(':').nth(4).unwrap_or_default()
+    }
+
     /// The role's name: the last segment of the path.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -143,7 +149,8 @@ mod tests {
             ("arn:aws-cn:iam::123456789012:role/team/a/web", "web"),
             ("arn:aws-us-gov:iam::123456789012:role/x+=,.@-_1", "x+=,.@-_1"),
         ] {
-            assert_eq!(text.parse::<RoleArn>().unwrap().name(), name, "{text}");
+            let role = text.parse::<RoleArn>().unwrap();
+            assert_eq!((role.name(), role.account()), (name, "123456789012"), "{text}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The answer to one request.
 //!
-//! Owns the time budget of a request and what each outcome looks like to an SDK. Every wait ends with a
-//! look at who holds the address now. Bodies of errors are empty: CRT would take one for a role's name.
+//! Owns the time budget of a request and what each outcome looks like to an SDK. Bodies of errors are empty: CRT would
+//! take one for a role's name.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -18,14 +18,19 @@ use tokio::time::Instant;
 use super::{
     facts::{Fact, Facts},
     passage::Passage,
+    pods::{Pods, granted},
     route::{Route, route},
     session::{Issued, LONGEST_TTL_SECONDS, SessionKeys},
     upstream::Page,
 };
 use crate::{
     clock,
-    credentials::{Outcome, Store, document, slot::Failure},
-    identity::{Caller, Directory, Grant, Role, Unidentified},
+    credentials::{
+        Outcome,
+        document::{self, Form},
+        slot::Failure,
+    },
+    identity::{Caller, Grant, Role, Unidentified},
     metrics::{Metrics, RequestKind},
 };
 
@@ -46,8 +51,7 @@ pub struct Close;
 /// The metadata service of this node's pods.
 #[derive(Debug)]
 pub struct Imds {
-    directory: Arc<Directory>,
-    store: Arc<Store>,
+    pods: Pods,
     keys: Arc<ArcSwap<SessionKeys>>,
     facts: Facts,
     passage: Option<Passage>,
@@ -65,19 +69,18 @@ enum Answer {
 }
 
 impl Imds {
-    /// Answers for the pods in `directory`, with the credentials in `store`. With `require_imdsv2` all of them must
-    /// bring a session token, else those of which that is said.
+    /// Answers for these pods. With `require_imdsv2` all of them must bring a session token, else those of which that
+    /// is said.
     #[must_use]
     pub fn new(
-        directory: Arc<Directory>,
-        store: Arc<Store>,
+        pods: Pods,
         keys: Arc<ArcSwap<SessionKeys>>,
         facts: Facts,
         passage: Option<Passage>,
         require_imdsv2: bool,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { directory, store, keys, facts, passage, require_imdsv2, metrics }
+        Self { pods, keys, facts, passage, require_imdsv2, metrics }
     }
 
     /// The answer to a request from `peer`, a canonical address. No request's body means anything.
@@ -147,7 +150,7 @@ impl Imds {
     }
 
     fn is_known_to_require_imdsv2(&self, peer: IpAddr) -> bool {
-        self.directory.identified(peer).is_some_and(|caller| caller.require_imdsv2)
+        self.pods.identified(peer).is_some_and(|caller| caller.require_imdsv2)
     }
 
     fn no_token(&self) -> Answer {
@@ -184,8 +187,7 @@ impl Imds {
 
     /// Who asks.
     async fn caller(&self, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Result<Arc<Caller>, Answer> {
-        let caller = self.directory.identify(peer, deadline).await.map_err(|why| {
-            self.metrics.unidentified.with_label_values(&[why.label()]).inc();
+        let caller = self.pods.identify(peer, deadline).await.map_err(|why| {
             Answer::Empty(match why {
                 Unidentified::Nobody => StatusCode::NOT_FOUND,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -232,26 +234,12 @@ impl Imds {
                 Ok(caller) => caller,
                 Err(answer) => return answer,
             };
-            let role = name.map_or(Some(&caller.roles.main), |name| caller.roles.named(name));
-            let grant = match role.map_or(Err(StatusCode::NOT_FOUND), granted) {
-                Ok(grant) => grant,
-                Err(status) => return Answer::Empty(status),
+            let found = self.pods.credentials(&caller, name, Form::Metadata, peer, deadline).await;
+            let (grant, outcome) = match found {
+                Some(Ok(found)) => found,
+                Some(Err(why)) => return Answer::Empty(why.status()),
+                None => continue,
             };
-            if let Some(document) = self.store.get(grant, clock::now()) {
-                return match name {
-                    Some(_) => Answer::Text(document),
-                    None => role_name(grant),
-                };
-            }
-            let outcome = self.store.obtain(grant, deadline).await;
-            // The address may have changed hands while we waited, and the role its name.
-            if outcome == Outcome::Gone || !self.still(&caller, peer) {
-                if Instant::now() >= deadline {
-                    return Answer::Empty(StatusCode::SERVICE_UNAVAILABLE);
-                }
-                tokio::task::yield_now().await;
-                continue;
-            }
             return match (outcome, name) {
                 (Outcome::Document(document), Some(_)) => Answer::Text(document),
                 // The name is given in time even if the exchange takes longer: SDKs ask for the document next.
@@ -264,25 +252,12 @@ impl Imds {
             };
         }
     }
-
-    fn still(&self, caller: &Caller, peer: IpAddr) -> bool {
-        self.directory.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.roles == caller.roles)
-    }
-}
-
-fn granted(role: &Role) -> Result<&Arc<Grant>, StatusCode> {
-    match role {
-        Role::Granted(grant) => Ok(grant),
-        Role::None => Err(StatusCode::NOT_FOUND),
-        Role::Invalid(_) => Err(StatusCode::FORBIDDEN),
-        Role::Unknown => Err(StatusCode::SERVICE_UNAVAILABLE),
-    }
 }
 
 /// What stands beside a role's credentials. It is made of the role, never of the node's instance profile.
 fn of_role(role: &Role, route: Route<'_>) -> Answer {
     let text = match granted(role) {
-        Err(status) => return Answer::Empty(status),
+        Err(why) => return Answer::Empty(why.status()),
         Ok(_) if route == Route::Iam => Some("info\nsecurity-credentials/".to_owned()),
         Ok(grant) => document::instance_profile(grant.role(), clock::now()),
     };
@@ -293,7 +268,7 @@ fn role_name(grant: &Grant) -> Answer {
     Answer::Text(Bytes::copy_from_slice(grant.role().name().as_bytes()))
 }
 
-fn is_crt(headers: &HeaderMap) -> bool {
+pub(super) fn is_crt(headers: &HeaderMap) -> bool {
     headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"aws-sdk-crt/"))
 }
 

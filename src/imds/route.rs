@@ -87,7 +87,7 @@ fn is_version(version: &[u8]) -> bool {
 }
 
 /// Percent-decodes once: a role's name may hold `+=,.@`, which some clients encode.
-fn decode(segment: &[u8]) -> Option<Cow<'_, str>> {
+pub(super) fn decode(segment: &[u8]) -> Option<Cow<'_, str>> {
     if !segment.contains(&b'%') {
         return str::from_utf8(segment).ok().map(Cow::Borrowed);
     }

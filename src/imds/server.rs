@@ -32,7 +32,8 @@ use tokio::{
 use super::{
     limits::{Admission, Limits, Place, Refused, Turn},
     patience::{Patient, Progress},
-    respond::{BUDGET, EC2, Imds},
+    respond::{BUDGET, EC2},
+    service::{Service, Services},
 };
 use crate::{
     drain::Watcher,
@@ -54,17 +55,36 @@ const NO_HTTP_2: &[u8] = b"HTTP/1.1 400 Bad Request\r\nServer: EC2ws\r\nContent-
 /// Which connections are served.
 #[derive(Clone, Debug)]
 pub enum Accept {
-    /// Those that were redirected from one of these addresses.
-    Redirected(Arc<[IpAddr]>),
-    /// All: nothing is redirected by us.
+    /// Those that were redirected from one of these addresses, which says what service is meant.
+    Redirected {
+        /// The metadata service's.
+        metadata: Arc<[IpAddr]>,
+        /// The container endpoint's.
+        container: Arc<[IpAddr]>,
+    },
+    /// All: nothing is redirected by us, and the path says what service is meant.
     All,
+}
+
+impl Accept {
+    /// The service that the connection is for; `None` where it is not to be served.
+    fn service(&self, stream: &TcpStream) -> Option<Service> {
+        match self {
+            Self::All => stream.local_addr().ok().map(Service::ByPath),
+            Self::Redirected { metadata, container } => {
+                let meant = original::destination(stream).filter(|meant| meant.port() == 80)?.ip();
+                let metadata = metadata.contains(&meant).then_some(Service::Metadata);
+                metadata.or_else(|| container.contains(&meant).then_some(Service::Container))
+            }
+        }
+    }
 }
 
 /// Serves pods until told to drain, then lets every request in flight end.
 pub async fn serve(
     listener: TcpListener,
     accept: Accept,
-    imds: Arc<Imds>,
+    services: Arc<Services>,
     admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     drain: Watcher,
@@ -78,7 +98,7 @@ pub async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 told = false;
-                connection(stream, peer.ip(), &accept, &imds, &admission, &metrics, &drain);
+                connection(stream, peer.ip(), &accept, &services, &admission, &metrics, &drain);
             }
             // Those that are served go on meanwhile, and those that wait are not lost.
             Err(error) if is_want(&error) => {
@@ -93,7 +113,7 @@ pub async fn serve(
     }
     // What the kernel has accepted for us already would be reset with the listener.
     while let Some(Ok((stream, peer))) = futures::FutureExt::now_or_never(listener.accept()) {
-        connection(stream, peer.ip(), &accept, &imds, &admission, &metrics, &drain);
+        connection(stream, peer.ip(), &accept, &services, &admission, &metrics, &drain);
     }
 }
 
@@ -107,18 +127,16 @@ fn connection(
     stream: TcpStream,
     peer: IpAddr,
     accept: &Accept,
-    imds: &Arc<Imds>,
+    services: &Arc<Services>,
     admission: &Arc<Admission>,
     metrics: &Arc<Metrics>,
     drain: &Watcher,
 ) {
-    if let Accept::Redirected(from) = accept
-        && !original::destination(&stream).is_some_and(|meant| meant.port() == 80 && from.contains(&meant.ip()))
-    {
+    let Some(meant) = accept.service(&stream) else {
         metrics.direct_connections.inc();
         tracing::debug!(%peer, "closed: it did not come through the redirect");
         return;
-    }
+    };
     let peer = peer.to_canonical();
     let place = match admission.admit(peer, Instant::now()) {
         Ok(place) => place,
@@ -133,8 +151,8 @@ fn connection(
             return;
         }
     };
-    let (imds, admission, metrics, drain) =
-        (Arc::clone(imds), Arc::clone(admission), Arc::clone(metrics), drain.clone());
+    let (services, admission, metrics, drain) =
+        (Arc::clone(services), Arc::clone(admission), Arc::clone(metrics), drain.clone());
     tokio::spawn(async move {
         metrics.connections.inc();
         // A connection takes a turn, and the first request that it brings takes none: who comes and goes has a share
@@ -142,18 +160,26 @@ fn connection(
         if let Some(turn) = place.turn(Instant::now()) {
             wait(turn, &metrics).await;
         }
-        if let Err(error) = requests(stream, peer, &place, &imds, admission.limits(), &metrics, &drain).await {
+        let asks = Asks { peer, meant, services: &services };
+        if let Err(error) = requests(stream, asks, &place, admission.limits(), &metrics, &drain).await {
             tracing::debug!(%peer, %error, "connection ended early");
         }
         metrics.connections.dec();
     });
 }
 
+/// Who asks on a connection, and whom.
+#[derive(Clone, Copy)]
+struct Asks<'a> {
+    peer: IpAddr,
+    meant: Service,
+    services: &'a Services,
+}
+
 async fn requests(
     stream: TcpStream,
-    peer: IpAddr,
+    asks: Asks<'_>,
     place: &Place,
-    imds: &Imds,
     limits: &Limits,
     metrics: &Metrics,
     drain: &Watcher,
@@ -185,7 +211,7 @@ async fn requests(
                     metrics.closed(why);
                     Ok(last(status))
                 }
-                None => imds.respond(head, peer).await,
+                None => asks.services.respond(asks.meant, head, asks.peer).await,
             };
             progress.answered();
             if let Ok(response) = &mut response

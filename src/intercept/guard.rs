@@ -1,6 +1,6 @@
-//! The guard: policy routing that lets only the node itself reach the metadata service.
+//! The guard: policy routing that lets only the node itself reach the metadata service and the container endpoint.
 //!
-//! For each metadata address and family, before every rule but `local`'s:
+//! For each address that is served, before every rule but `local`'s:
 //!
 //! ```text
 //! 1:  iif lo to ADDR  lookup main
@@ -8,9 +8,10 @@
 //! ```
 //!
 //! Survives every flush of NAT rules, stops connections from before it, and leaves redirected packets
-//! alone, whose destination is the node's own address by then.
+//! alone, whose destination is the node's own address by then. What is marked as ours and is for another address is
+//! an earlier run's, and is taken out.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use netlink_packet_route::{
@@ -19,7 +20,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::{Handle, IpVersion, MulticastGroup};
 
-use super::{Firewall, FirewallError, METADATA};
+use super::{Firewall, FirewallError};
 
 /// Below the preferences that CNI plugins use.
 const ALLOW_PREFERENCE: u32 = 1;
@@ -35,9 +36,9 @@ const LARGEST_CHUNK: usize = 64;
 const EEXIST: i32 = 17;
 const EAFNOSUPPORT: i32 = 97;
 
-/// Routing rules that refuse pods the real metadata service.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Guard;
+/// Routing rules that refuse pods the real services at these addresses.
+#[derive(Clone, Debug)]
+pub struct Guard(Arc<[IpAddr]>);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Rule {
@@ -48,64 +49,68 @@ enum Rule {
 }
 
 impl Guard {
-    async fn present(self) -> Result<bool, FirewallError> {
+    /// The guard of these addresses.
+    #[must_use]
+    pub fn new(addresses: Arc<[IpAddr]>) -> Self {
+        Self(addresses)
+    }
+
+    async fn present(&self) -> Result<bool, FirewallError> {
         let handle = connect()?;
         for family in [IpVersion::V4, IpVersion::V6] {
             let Some(rules) = list(&handle, &family).await? else { continue };
-            for address in METADATA.into_iter().filter(|address| version(*address) == family) {
-                for rule in [Rule::Allow, Rule::Prohibit] {
-                    if !rules.iter().any(|message| is(message, rule, address)) {
-                        return Ok(false);
-                    }
+            let wanted = self.wanted().filter(|(address, _)| version(*address) == family);
+            for (address, rule) in wanted {
+                if !rules.iter().any(|message| is(message, rule, address)) {
+                    return Ok(false);
                 }
+            }
+            if rules.iter().any(|message| self.is_left_over(message)) {
+                return Ok(false);
             }
         }
         Ok(true)
     }
 
-    async fn install(self) -> Result<(), FirewallError> {
+    async fn install(&self) -> Result<(), FirewallError> {
         let handle = connect()?;
-        for address in METADATA {
-            // The node's own way first: it is never cut off, not even between the two.
-            for rule in [Rule::Allow, Rule::Prohibit] {
-                match add(&handle, rule, address).await {
-                    Ok(()) => {}
-                    Err(error) if is_errno(&error, EEXIST) => {}
-                    // No IPv6 on this node: nothing to guard.
-                    Err(error) if is_errno(&error, EAFNOSUPPORT) && address.is_ipv6() => break,
-                    Err(error) => return Err(netlink("added")(error)),
-                }
+        for (address, rule) in self.wanted() {
+            match add(&handle, rule, address).await {
+                Ok(()) => {}
+                Err(error) if is_errno(&error, EEXIST) => {}
+                // No IPv6 on this node: nothing to guard.
+                Err(error) if is_errno(&error, EAFNOSUPPORT) && address.is_ipv6() => {}
+                Err(error) => return Err(netlink("added")(error)),
             }
         }
-        Ok(())
+        delete(&handle, |message| self.is_left_over(message)).await
     }
 
-    async fn remove(self) -> Result<(), FirewallError> {
-        let handle = connect()?;
-        for family in [IpVersion::V4, IpVersion::V6] {
-            let mut ours = list(&handle, &family).await?.unwrap_or_default();
-            ours.retain(|message| message.attributes.contains(&RuleAttribute::Protocol(PROTOCOL)));
-            // The refusal first, so that the node is never refused.
-            ours.sort_by_key(|message| message.header.action != RuleAction::Prohibit);
-            for message in ours {
-                handle.rule().del(message).execute().await.map_err(netlink("removed"))?;
-            }
-        }
-        Ok(())
+    async fn remove(&self) -> Result<(), FirewallError> {
+        delete(&connect()?, is_ours).await
+    }
+
+    /// The node's own way first: it is never cut off, not even between the two.
+    fn wanted(&self) -> impl Iterator<Item = (IpAddr, Rule)> {
+        self.0.iter().flat_map(|address| [Rule::Allow, Rule::Prohibit].map(|rule| (*address, rule)))
+    }
+
+    fn is_left_over(&self, message: &RuleMessage) -> bool {
+        is_ours(message) && !self.wanted().any(|(address, rule)| is(message, rule, address))
     }
 }
 
 impl Firewall for Guard {
     fn present(&self) -> BoxFuture<'_, Result<bool, FirewallError>> {
-        Box::pin(Self::present(*self))
+        Box::pin(Self::present(self))
     }
 
     fn install(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
-        Box::pin(Self::install(*self))
+        Box::pin(Self::install(self))
     }
 
     fn remove(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
-        Box::pin(Self::remove(*self))
+        Box::pin(Self::remove(self))
     }
 }
 
@@ -161,6 +166,24 @@ async fn add(handle: &Handle, rule: Rule, address: IpAddr) -> Result<(), rtnetli
     }
 }
 
+/// Takes out all rules that are `unwanted`.
+async fn delete(handle: &Handle, unwanted: impl Fn(&RuleMessage) -> bool) -> Result<(), FirewallError> {
+    for family in [IpVersion::V4, IpVersion::V6] {
+        let mut rules = list(handle, &family).await?.unwrap_or_default();
+        rules.retain(&unwanted);
+        // The refusal first, so that the node is never refused.
+        rules.sort_by_key(|message| message.header.action != RuleAction::Prohibit);
+        for message in rules {
+            handle.rule().del(message).execute().await.map_err(netlink("removed"))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_ours(message: &RuleMessage) -> bool {
+    message.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
+}
+
 fn is(message: &RuleMessage, rule: Rule, address: IpAddr) -> bool {
     let has = |attribute: RuleAttribute| message.attributes.contains(&attribute);
     let whole = if address.is_ipv4() { 32 } else { 128 };
@@ -172,7 +195,7 @@ fn is(message: &RuleMessage, rule: Rule, address: IpAddr) -> bool {
         && message.header.dst_len == whole
         && has(RuleAttribute::Priority(preference))
         && has(RuleAttribute::Destination(address))
-        && has(RuleAttribute::Protocol(PROTOCOL))
+        && is_ours(message)
         && (rule == Rule::Prohibit || has(RuleAttribute::Iifname(LOOPBACK.to_owned())))
 }
 

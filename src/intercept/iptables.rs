@@ -1,9 +1,11 @@
 //! The redirect by iptables.
 //!
 //! ```text
-//! nat:     PREROUTING  -d 169.254.169.254 tcp/80 -j KUBE2IRSA   KUBE2IRSA: DNAT to the node's address and our port
+//! nat:     PREROUTING  -d ADDR tcp/80 -j KUBE2IRSA              KUBE2IRSA: -d ADDR DNAT to the node's address and our port
 //! filter:  INPUT       tcp/<our port> -j KUBE2IRSA-INPUT        KUBE2IRSA-INPUT: accept what was redirected, reset the rest
 //! ```
+//!
+//! for each address ADDR that is served.
 //!
 //! Before that, a pod that connects in a rush has its further packets dropped until a second or so later: all pods wait in
 //! one queue to be accepted, and only the kernel can keep one from filling it. Where it cannot count by address
@@ -13,12 +15,15 @@
 //! accept is for nodes whose own firewall would drop it, and what was not redirected has no business on
 //! our port. One table is written in one step, and nothing but our own chains and jumps is touched.
 
-use std::{net::SocketAddrV4, process::Stdio};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    process::Stdio,
+};
 
 use futures::future::BoxFuture;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use super::{Firewall, FirewallError, METADATA_V4};
+use super::{Firewall, FirewallError};
 
 const IPTABLES: &str = "iptables";
 const RESTORE: &str = "iptables-restore";
@@ -32,10 +37,11 @@ const HASH: &str = "kube2irsa";
 /// The first packet of a connection.
 const SYN: &str = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN";
 
-/// Sends pods' requests for the metadata service to `to`.
-#[derive(Clone, Copy, Debug)]
+/// Sends pods' requests for these addresses to `to`.
+#[derive(Clone, Debug)]
 pub struct Iptables {
     to: SocketAddrV4,
+    addresses: Vec<Ipv4Addr>,
     rush: Option<Rush>,
 }
 
@@ -48,108 +54,115 @@ pub struct Rush {
     pub burst: usize,
 }
 
-/// A rule of ours outside our own chains.
-struct Jump {
+/// Our chain of a table, and what leads there.
+struct Part {
     table: &'static str,
+    chain: &'static str,
+    /// The chain's rules, as `-S` prints them behind `-A <chain> `.
+    rules: Vec<String>,
+    /// The chain that every packet passes.
     from: &'static str,
+    /// The rules there that jump to ours, in the same form.
+    jumps: Vec<Jump>,
+}
+
+struct Jump {
     rule: String,
+    /// Whose packets it takes, so that no rule before it may.
+    address: Option<Ipv4Addr>,
 }
 
 impl Iptables {
-    /// The redirect to this address of the node and our port on it.
+    /// The redirect from these addresses to this one of the node and our port on it. Only IPv4 is redirected.
     #[must_use]
-    pub fn new(to: SocketAddrV4, rush: Option<Rush>) -> Self {
-        Self { to, rush }
+    pub fn new(to: SocketAddrV4, addresses: &[IpAddr], rush: Option<Rush>) -> Self {
+        let v4 = |address: &IpAddr| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        };
+        Self { to, addresses: addresses.iter().filter_map(v4).collect(), rush }
     }
 
-    fn jumps(self) -> [Jump; 2] {
-        let port = self.to.port();
-        [
-            Jump {
-                table: "nat",
-                from: "PREROUTING",
-                rule: format!("-d {METADATA_V4}/32 -p tcp -m tcp --dport 80 -j {NAT_CHAIN}"),
-            },
-            Jump { table: "filter", from: "INPUT", rule: format!("-p tcp -m tcp --dport {port} -j {INPUT_CHAIN}") },
-        ]
+    fn nat(&self) -> Part {
+        let to = |address: &Ipv4Addr, target: &str| format!("-d {address}/32 -p tcp -m tcp --dport 80 -j {target}");
+        let dnat = format!("DNAT --to-destination {}", self.to);
+        Part {
+            table: "nat",
+            chain: NAT_CHAIN,
+            rules: self.addresses.iter().map(|address| to(address, &dnat)).collect(),
+            from: "PREROUTING",
+            jumps: self
+                .addresses
+                .iter()
+                .map(|address| Jump { rule: to(address, NAT_CHAIN), address: Some(*address) })
+                .collect(),
+        }
     }
 
-    fn chain(self, table: &str) -> (&'static str, Vec<String>) {
-        match table {
-            "nat" => {
-                let rule = format!("-d {METADATA_V4}/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination {}", self.to);
-                (NAT_CHAIN, vec![rule])
-            }
-            _ => {
-                let redirected = "-m conntrack --ctstate DNAT -j ACCEPT";
-                let fresh = format!("{SYN} -j REJECT --reject-with tcp-reset");
-                let rush = self.rush.map(|Rush { per_second, burst }| {
-                    let limit = format!("--hashlimit-above {per_second}/sec --hashlimit-burst {burst}");
-                    format!("{SYN} -m hashlimit {limit} --hashlimit-mode srcip --hashlimit-name {HASH} -j DROP")
-                });
-                (INPUT_CHAIN, rush.into_iter().chain([redirected.to_owned(), fresh]).collect())
-            }
+    fn filter(&self) -> Part {
+        let redirected = "-m conntrack --ctstate DNAT -j ACCEPT";
+        let fresh = format!("{SYN} -j REJECT --reject-with tcp-reset");
+        let rush = self.rush.map(|Rush { per_second, burst }| {
+            let limit = format!("--hashlimit-above {per_second}/sec --hashlimit-burst {burst}");
+            format!("{SYN} -m hashlimit {limit} --hashlimit-mode srcip --hashlimit-name {HASH} -j DROP")
+        });
+        let rule = format!("-p tcp -m tcp --dport {} -j {INPUT_CHAIN}", self.to.port());
+        Part {
+            table: "filter",
+            chain: INPUT_CHAIN,
+            rules: rush.into_iter().chain([redirected.to_owned(), fresh]).collect(),
+            from: "INPUT",
+            jumps: vec![Jump { rule, address: None }],
         }
     }
 
     /// Looks at what a request needs; each look starts a process. The contents of the chain in `filter` only
     /// matter behind a host's own firewall, and are gone with its jump when that is flushed.
-    async fn present(self) -> Result<bool, FirewallError> {
-        let (chain, rules) = self.chain("nat");
-        for rule in &rules {
-            if !exists("nat", chain, rule).await? {
-                return Ok(false);
-            }
-        }
-        let [nat, filter] = self.jumps();
-        Ok(exists(filter.table, filter.from, &filter.rule).await?
-            && comes_first(&list(nat.table, nat.from).await?, &format!("-A {} {}", nat.from, nat.rule)))
+    async fn present(&self) -> Result<bool, FirewallError> {
+        let (nat, filter) = (self.nat(), self.filter());
+        let Some(chain) = list_if_there(nat.table, nat.chain).await? else { return Ok(false) };
+        Ok(nat.is_all_of(&chain)
+            && nat.is_jumped_to(&list(nat.table, nat.from).await?)
+            && exist(filter.table, filter.from, &filter.jumps).await?)
     }
 
-    async fn install(self) -> Result<(), FirewallError> {
+    async fn install(&self) -> Result<(), FirewallError> {
         let Err(error) = self.write().await else { return Ok(()) };
         if self.rush.is_none() {
             return Err(error);
         }
-        Self { rush: None, ..self }.write().await?;
+        Self { rush: None, ..self.clone() }.write().await?;
         tracing::warn!(
             "the kernel does not keep one pod from connecting in a rush (xt_hashlimit is missing?): {error}"
         );
         Ok(())
     }
 
-    async fn write(self) -> Result<(), FirewallError> {
-        for jump in self.jumps() {
-            let Jump { table, from, rule } = &jump;
-            let (chain, rules) = self.chain(table);
+    async fn write(&self) -> Result<(), FirewallError> {
+        for part in [self.nat(), self.filter()] {
+            let Part { table, chain, from, .. } = part;
             let mut script = format!("*{table}\n:{chain} - [0:0]\n");
-            for rule in rules {
+            for rule in &part.rules {
                 script += &format!("-A {chain} {rule}\n");
             }
             let current = list(table, from).await?;
-            let jumps = our_jumps(&current, from, chain);
-            let jump = format!("-A {from} {rule}");
-            if jumps != [jump.clone()] || !comes_first(&current, &jump) {
-                for old in jumps {
+            if !part.is_jumped_to(&current) {
+                for old in our_jumps(&current, from, chain) {
                     script += &format!("{}\n", old.replacen("-A ", "-D ", 1));
                 }
-                script += &format!("-I {from} 1 {rule}\n");
+                for jump in part.jumps.iter().rev() {
+                    script += &format!("-I {from} 1 {}\n", jump.rule);
+                }
             }
             restore(&(script + "COMMIT\n")).await?;
         }
         Ok(())
     }
 
-    async fn remove(self) -> Result<(), FirewallError> {
-        for Jump { table, from, .. } in self.jumps() {
-            let (chain, _) = self.chain(table);
-            let arguments = ["-w", LOCK_SECONDS, "-t", table, "-S", chain];
-            let ours = run(IPTABLES, &arguments, "").await?;
-            if !ours.success {
-                if ours.says_missing() {
-                    continue;
-                }
-                return ours.or_error(IPTABLES, &arguments).map(drop);
+    async fn remove(&self) -> Result<(), FirewallError> {
+        for Part { table, chain, from, .. } in [self.nat(), self.filter()] {
+            if list_if_there(table, chain).await?.is_none() {
+                continue;
             }
             let mut script = format!("*{table}\n");
             for jump in our_jumps(&list(table, from).await?, from, chain) {
@@ -161,17 +174,38 @@ impl Iptables {
     }
 }
 
+// === impl Part ===
+
+impl Part {
+    /// Whether our chain, as `-S` prints it, holds these rules and no others: an earlier run may have had others.
+    fn is_all_of(&self, listed: &str) -> bool {
+        let rules = listed.lines().filter_map(|line| line.strip_prefix(&format!("-A {} ", self.chain)));
+        rules.eq(self.rules.iter().map(String::as_str))
+    }
+
+    /// Whether the jumps to our chain are these and no others, and no rule before one of them could take its packets.
+    fn is_jumped_to(&self, listed: &str) -> bool {
+        let lines = self.jumps.iter().map(|jump| format!("-A {} {}", self.from, jump.rule)).collect::<Vec<_>>();
+        our_jumps(listed, self.from, self.chain) == lines
+            && self.jumps.iter().zip(&lines).all(|(jump, line)| {
+                jump.address.is_none_or(|address| {
+                    listed.lines().take_while(|other| other != line).all(|other| !names(other, address))
+                })
+            })
+    }
+}
+
 impl Firewall for Iptables {
     fn present(&self) -> BoxFuture<'_, Result<bool, FirewallError>> {
-        Box::pin(Self::present(*self))
+        Box::pin(Self::present(self))
     }
 
     fn install(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
-        Box::pin(Self::install(*self))
+        Box::pin(Self::install(self))
     }
 
     fn remove(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
-        Box::pin(Self::remove(*self))
+        Box::pin(Self::remove(self))
     }
 }
 
@@ -181,13 +215,11 @@ fn our_jumps(listed: &str, from: &str, chain: &str) -> Vec<String> {
     listed.lines().filter(ours).map(str::to_owned).collect()
 }
 
-/// Whether no rule before our `jump` could take its packets: one for the metadata service's very address, as
-/// another interceptor would put there. Rules for other addresses, and jumps for all, are left before ours:
-/// some CNI plugins insist on the first place, and do nothing with these packets.
-fn comes_first(listed: &str, jump: &str) -> bool {
-    let address = METADATA_V4.to_string();
-    listed.lines().take_while(|line| *line != jump).all(|line| !line.contains(&address))
-        && listed.lines().any(|line| line == jump)
+/// Whether a rule is for this very address, as another interceptor's would be. Rules for other addresses, and jumps for
+/// all, are left before ours: some CNI plugins insist on the first place, and do nothing with these packets.
+fn names(rule: &str, address: Ipv4Addr) -> bool {
+    let address = address.to_string();
+    rule.split(|c: char| !c.is_ascii_digit() && c != '.').any(|word| word == address)
 }
 
 async fn list(table: &str, chain: &str) -> Result<String, FirewallError> {
@@ -195,18 +227,27 @@ async fn list(table: &str, chain: &str) -> Result<String, FirewallError> {
     run(IPTABLES, &arguments, "").await?.or_error(IPTABLES, &arguments)
 }
 
+async fn list_if_there(table: &str, chain: &str) -> Result<Option<String>, FirewallError> {
+    let arguments = ["-w", LOCK_SECONDS, "-t", table, "-S", chain];
+    let listed = run(IPTABLES, &arguments, "").await?;
+    if listed.says_missing() { Ok(None) } else { listed.or_error(IPTABLES, &arguments).map(Some) }
+}
+
 /// `-C` says no with status 1; also where the chain is not there.
-async fn exists(table: &str, chain: &str, rule: &str) -> Result<bool, FirewallError> {
-    let mut arguments = vec!["-w", LOCK_SECONDS, "-t", table, "-C", chain];
-    arguments.extend(rule.split(' '));
-    let done = run(IPTABLES, &arguments, "").await?;
-    match done.code {
-        Some(0) => Ok(true),
-        Some(1) => Ok(false),
-        // The nft variant's answer where a chain is not there.
-        Some(2) if done.says_missing() => Ok(false),
-        _ => done.or_error(IPTABLES, &arguments).map(|_| false),
+async fn exist(table: &str, chain: &str, jumps: &[Jump]) -> Result<bool, FirewallError> {
+    for jump in jumps {
+        let mut arguments = vec!["-w", LOCK_SECONDS, "-t", table, "-C", chain];
+        arguments.extend(jump.rule.split(' '));
+        let done = run(IPTABLES, &arguments, "").await?;
+        match done.code {
+            Some(0) => {}
+            Some(1) => return Ok(false),
+            // The nft variant's answer where a chain is not there.
+            Some(2) if done.says_missing() => return Ok(false),
+            _ => return done.or_error(IPTABLES, &arguments).map(|_| false),
+        }
     }
+    Ok(true)
 }
 
 async fn restore(script: &str) -> Result<(), FirewallError> {
@@ -221,11 +262,13 @@ struct Done {
 }
 
 impl Done {
-    /// Whether it failed because a chain of ours is not there, by the words of either variant.
+    /// Whether it failed because a chain of ours is not there, by the words of either variant. (The nft variant takes one
+    /// that is not there for one that was made by `nft`.)
     fn says_missing(&self) -> bool {
-        ["No chain/target/match", "No such file", "Couldn't load target", "does not exist"]
-            .iter()
-            .any(|words| self.output.contains(words))
+        !self.success
+            && ["No chain/target/match", "No such file", "Couldn't load target", "does not exist", "is incompatible"]
+                .iter()
+                .any(|words| self.output.contains(words))
     }
 
     fn or_error(self, command: &str, arguments: &[&str]) -> Result<String, FirewallError> {
@@ -264,16 +307,62 @@ async fn run(command: &'static str, arguments: &[&str], input: &str) -> Result<D
 mod tests {
     use super::*;
 
+    fn redirect() -> Iptables {
+        let addresses = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"].map(|address| address.parse().unwrap());
+        Iptables::new("10.0.0.10:9169".parse().unwrap(), &addresses, None)
+    }
+
+    fn listed(chain: &str, rules: &[&str]) -> String {
+        rules.iter().fold(format!("-P {chain} ACCEPT\n"), |listed, rule| format!("{listed}{rule}\n"))
+    }
+
     #[test]
-    fn our_jump_comes_before_every_rule_for_the_same_address() {
-        let jump = "-A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j KUBE2IRSA";
-        let other = "-A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:81";
+    fn our_jumps_come_before_every_rule_for_the_same_address() {
+        let metadata = "-A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j KUBE2IRSA";
+        let container = "-A PREROUTING -d 169.254.170.2/32 -p tcp -m tcp --dport 80 -j KUBE2IRSA";
+        let other = "-A PREROUTING -d 169.254.170.2/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:81";
+        let range = "-A PREROUTING -m iprange --dst-range 169.254.170.2-169.254.170.2 -j RETURN";
+        let elsewhere =
+            "-A PREROUTING -d 169.254.170.23/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:81";
         let kube_proxy = "-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES";
-        let listed = |rules: &[&str]| format!("-P PREROUTING ACCEPT\n{}\n", rules.join("\n"));
-        assert!(comes_first(&listed(&[jump, other]), jump));
-        assert!(comes_first(&listed(&[kube_proxy, jump, other]), jump));
-        assert!(!comes_first(&listed(&[kube_proxy, other, jump]), jump));
-        assert!(!comes_first(&listed(&[kube_proxy]), jump));
+        let third = "-A PREROUTING -d 169.254.170.23/32 -p tcp -m tcp --dport 80 -j KUBE2IRSA";
+        for (rules, good) in [
+            (&[metadata, container, other][..], true),
+            (&[kube_proxy, metadata, container, range], true),
+            // It takes nothing of ours.
+            (&[elsewhere, metadata, container], true),
+            // Before another jump of ours, and still after that for its own address.
+            (&[metadata, container, elsewhere], true),
+            (&[kube_proxy, other, metadata, container], false),
+            (&[metadata, other, container], false),
+            (&[metadata, range, container], false),
+            (&[metadata], false),
+            (&[metadata, container, container], false),
+            // What an earlier run left.
+            (&[metadata, container, third], false),
+            (&[kube_proxy], false),
+        ] {
+            assert_eq!(redirect().nat().is_jumped_to(&listed("PREROUTING", rules)), good, "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn our_chain_holds_what_this_run_serves_and_nothing_of_an_earlier_one() {
+        let metadata =
+            "-A KUBE2IRSA -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.10:9169";
+        let container =
+            "-A KUBE2IRSA -d 169.254.170.2/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.10:9169";
+        let old = "-A KUBE2IRSA -d 169.254.170.23/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.10:9169";
+        let other_port = container.replace("9169", "9269");
+        for (rules, good) in [
+            (&[metadata, container][..], true),
+            (&[metadata], false),
+            (&[metadata, container, old], false),
+            (&[metadata, &other_port], false),
+            (&[], false),
+        ] {
+            assert_eq!(redirect().nat().is_all_of(&listed("KUBE2IRSA", rules)), good, "{rules:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod reconcile;
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    sync::Arc,
 };
 
 use futures::future::BoxFuture;
@@ -23,6 +24,12 @@ pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 /// The metadata addresses that pods are kept from.
 pub const METADATA: [IpAddr; 2] = [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)];
+/// Where SDKs look for `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`: the container endpoint of ECS.
+pub const CONTAINER: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2));
+/// The container endpoint of EKS Pod Identity over IPv4.
+pub const POD_IDENTITY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23));
+/// The container endpoint of EKS Pod Identity over IPv6.
+pub const POD_IDENTITY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23));
 
 /// A part of the interception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +96,12 @@ pub trait Firewall: Send + Sync {
     fn remove(&self) -> BoxFuture<'_, Result<(), FirewallError>>;
 }
 
+/// All addresses whose requests come to us: those of the metadata service, and these of the container endpoint.
+#[must_use]
+pub fn addresses(container: &[IpAddr]) -> Arc<[IpAddr]> {
+    METADATA.iter().chain(container).copied().collect()
+}
+
 /// The node's own address on the way to the metadata service: where redirected requests can be sent.
 ///
 /// # Errors
@@ -109,8 +122,9 @@ pub fn node_address() -> std::io::Result<Ipv4Addr> {
 /// # Errors
 /// All that could not be taken out.
 pub async fn remove_all() -> Result<(), Vec<FirewallError>> {
-    let redirect = iptables::Iptables::new(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), None);
-    let (redirect, guard) = (redirect.remove().await, guard::Guard.remove().await);
+    // What is ours is known by its name and mark, whatever addresses it is for.
+    let redirect = iptables::Iptables::new(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), &[], None);
+    let (redirect, guard) = (redirect.remove().await, guard::Guard::new(Arc::default()).remove().await);
     let errors = [redirect, guard].into_iter().filter_map(Result::err).collect::<Vec<_>>();
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

@@ -1,4 +1,4 @@
-//! A service account token for one pod, from the API server's TokenRequest.
+//! A service account token for one pod, from the API server's TokenRequest; and one that a pod shows us ([`presented`]).
 //!
 //! Owns what is asked for (one audience, bound to the pod's UID, ten minutes) and what is accepted: the
 //! answer's claims must name the pod that was asked for. The token lives in memory for one exchange.
@@ -6,6 +6,8 @@
 //! Source: [TokenRequest API](https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/).
 
 pub mod access;
+pub mod keys;
+pub mod presented;
 
 use std::{sync::Arc, time::Duration};
 
@@ -205,7 +207,7 @@ struct Claims {
     kubernetes: Bound,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Bound {
     namespace: String,
     node: Option<Node>,
@@ -213,12 +215,12 @@ struct Bound {
     serviceaccount: Object,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Node {
     name: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Object {
     name: String,
     uid: String,

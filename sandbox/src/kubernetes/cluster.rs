@@ -142,6 +142,17 @@ impl Kubernetes {
             .and_then(|answer| Some(answer.pointer("/status/token")?.as_str()?.to_owned()))
     }
 
+    /// A token of a pod's service account for this audience, bound to the pod, as kubelet projects it. `None` where a
+    /// TokenRequest would be refused.
+    #[must_use]
+    pub fn projected_token(&self, namespace: &str, account: &str, pod: &str, audience: &str) -> Option<String> {
+        let bound = json!({ "kind": "Pod", "apiVersion": "v1", "name": pod });
+        let spec = json!({ "audiences": [audience], "boundObjectRef": bound, "expirationSeconds": 3600 });
+        let answer =
+            self.create_token(namespace, account, json!({ "spec": spec }).to_string().as_bytes(), None).ok()?;
+        answer.pointer("/status/token")?.as_str().map(str::to_owned)
+    }
+
     /// `user`: who asks by a request; none: nobody whose rights matter, nor is anything corrupted.
     pub(super) fn create_token(
         &self,

@@ -19,8 +19,8 @@ use std::{io, net::Ipv4Addr, path::PathBuf};
 pub use command::{Command, Process};
 pub use namespace::Namespace;
 pub use topology::{
-    BRIDGE_ADDRESS, KUBERNETES_ADDRESS, METADATA_ADDRESS, NODE_ADDRESS, Network, OIDC_ADDRESS, PODS_PREFIX, Pod,
-    PodNetwork, STS_ADDRESS, UPLINK,
+    BRIDGE_ADDRESS, CONTAINER_ADDRESSES, KUBERNETES_ADDRESS, METADATA_ADDRESS, NODE_ADDRESS, Network, OIDC_ADDRESS,
+    PODS_PREFIX, Pod, PodNetwork, STS_ADDRESS, UPLINK,
 };
 
 /// What can go wrong while a network is made, changed or used.

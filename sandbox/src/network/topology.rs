@@ -3,7 +3,8 @@
 //! ```text
 //! outside                      node                               pod
 //! lo 169.254.169.254,          eth0 10.0.0.10 ── forwards,        eth0 10.244.0.x
-//!    192.0.2.10, .20, .30      │                 masquerades         │
+//!    169.254.170.2, .23,       │                 masquerades         │
+//!    192.0.2.10, .20, .30      │                                     │
 //! vpc0 10.0.0.1 ───────────────┘                    veth1 ───────────┘
 //! ```
 //!
@@ -30,6 +31,8 @@ use super::{Namespace, NetworkError, command::mount_over};
 
 /// The metadata service's address, outside.
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Where an agent's container credentials endpoint is, outside: that of ECS, and that of EKS Pod Identity.
+pub const CONTAINER_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(169, 254, 170, 2), Ipv4Addr::new(169, 254, 170, 23)];
 /// The address for STS, outside.
 pub const STS_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 /// The address for the Kubernetes API, outside.
@@ -103,7 +106,8 @@ impl Network {
              route add {PODS_PREFIX} via {NODE_ADDRESS}\n",
             node.path().display()
         );
-        for address in [METADATA_ADDRESS, STS_ADDRESS, KUBERNETES_ADDRESS, OIDC_ADDRESS] {
+        let [ecs, pod_identity] = CONTAINER_ADDRESSES;
+        for address in [METADATA_ADDRESS, ecs, pod_identity, STS_ADDRESS, KUBERNETES_ADDRESS, OIDC_ADDRESS] {
             // Writing to a string cannot fail.
             writeln!(batch, "addr add {address}/32 dev lo").ok();
         }

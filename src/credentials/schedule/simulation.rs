@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     super::{
-        document::Document,
+        document::{Document, Form},
         slot::{Event, Failure, Priority, State},
     },
     Key, Limits, Schedule, Turn,
@@ -82,7 +82,7 @@ impl Simulation {
         let pod = self.pods.entry(key).or_default();
         pod.last_read = Some(self.now.monotonic);
         if let Some(document) = self.document(key)
-            && document.body(self.now).is_some()
+            && document.body(Form::Metadata, self.now).is_some()
         {
             let (monotonic, wall) = self.pods[&key].ends.unwrap();
             assert!(self.now.monotonic < monotonic && self.now.wall < wall, "expired credentials are served");
@@ -147,7 +147,7 @@ impl Simulation {
     }
 
     pub(super) fn served(&self, key: Key) -> bool {
-        self.document(key).is_some_and(|document| document.body(self.now).is_some())
+        self.document(key).is_some_and(|document| document.body(Form::Metadata, self.now).is_some())
     }
 
     fn document(&self, key: Key) -> Option<Arc<Document>> {
@@ -196,7 +196,8 @@ impl Simulation {
             Answer::Good => {
                 let ends = Some((self.now.monotonic + self.life, session.expiration));
                 self.pods.entry(key).and_modify(|pod| pod.ends = ends);
-                Event::Fetched(Arc::new(Document::new(&session, self.now).unwrap()))
+                let role = "arn:aws:iam::111122223333:role/web".parse().unwrap();
+                Event::Fetched(Arc::new(Document::new(&session, &role, self.now).unwrap()))
             }
             Answer::Fails(failure) => Event::Refused(failure),
         };

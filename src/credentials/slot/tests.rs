@@ -20,7 +20,8 @@ fn document(now: Now, life: u64) -> Arc<Document> {
         expiration: now.wall + Duration::from_secs(life),
         shortened: false,
     };
-    Arc::new(Document::new(&session, now).unwrap())
+    let role = "arn:aws:iam::111122223333:role/web".parse().unwrap();
+    Arc::new(Document::new(&session, &role, now).unwrap())
 }
 
 fn fetching(failures: u32) -> State {

@@ -1,0 +1,117 @@
+//! Who asks, and that one's credentials: what both services do with a request.
+//!
+//! Invariant: every wait ends with a look at who holds the address now.
+
+use std::{net::IpAddr, sync::Arc};
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::{
+    clock,
+    credentials::{Outcome, Store, document::Form},
+    identity::{Caller, Directory, Grant, Role, Unidentified},
+    metrics::Metrics,
+};
+
+/// The pods of this node and their credentials.
+#[derive(Clone, Debug)]
+pub struct Pods {
+    directory: Arc<Directory>,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+}
+
+/// Why a pod is entitled to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unentitled {
+    /// Its service account names no role, or none by this name.
+    NoRole,
+    /// The annotations cannot be meant, or the namespace does not permit the role.
+    Invalid,
+    /// The service account is not known (yet).
+    NotKnown,
+}
+
+impl Pods {
+    /// The pods in `directory` and the credentials in `store`.
+    #[must_use]
+    pub fn new(directory: Arc<Directory>, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
+        Self { directory, store, metrics }
+    }
+
+    /// Who asks from `peer`.
+    ///
+    /// # Errors
+    /// Why that is not known by `deadline`.
+    pub async fn identify(&self, peer: IpAddr, deadline: Instant) -> Result<Arc<Caller>, Unidentified> {
+        let identified = self.directory.identify(peer, deadline).await;
+        identified.inspect_err(|why| self.metrics.unidentified.with_label_values(&[why.label()]).inc())
+    }
+
+    /// Who asks from `peer`, if that is known.
+    #[must_use]
+    pub fn identified(&self, peer: IpAddr) -> Option<Arc<Caller>> {
+        self.directory.identified(peer)
+    }
+
+    /// The credentials of the caller's role with this name; without one, of its main role. `None` where the address or
+    /// its roles changed meanwhile: who asks must be found out anew.
+    pub async fn credentials<'a>(
+        &self,
+        caller: &'a Caller,
+        name: Option<&str>,
+        form: Form,
+        peer: IpAddr,
+        deadline: Instant,
+    ) -> Option<Result<(&'a Arc<Grant>, Outcome), Unentitled>> {
+        let role = name.map_or(Some(&caller.roles.main), |name| caller.roles.named(name));
+        let grant = match role.map_or(Err(Unentitled::NoRole), granted) {
+            Ok(grant) => grant,
+            Err(why) => return Some(Err(why)),
+        };
+        if let Some(document) = self.store.get(grant, form, clock::now()) {
+            return Some(Ok((grant, Outcome::Document(document))));
+        }
+        let outcome = self.store.obtain(grant, form, deadline).await;
+        if outcome != Outcome::Gone && self.still(caller, peer) {
+            return Some(Ok((grant, outcome)));
+        }
+        if Instant::now() >= deadline {
+            return Some(Ok((grant, Outcome::Gone)));
+        }
+        tokio::task::yield_now().await;
+        None
+    }
+
+    fn still(&self, caller: &Caller, peer: IpAddr) -> bool {
+        self.directory.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.roles == caller.roles)
+    }
+}
+
+/// What the role entitles to.
+///
+/// # Errors
+/// Why to nothing.
+pub fn granted(role: &Role) -> Result<&Arc<Grant>, Unentitled> {
+    match role {
+        Role::Granted(grant) => Ok(grant),
+        Role::None => Err(Unentitled::NoRole),
+        Role::Invalid(_) => Err(Unentitled::Invalid),
+        Role::Unknown => Err(Unentitled::NotKnown),
+    }
+}
+
+// === impl Unentitled ===
+
+impl Unentitled {
+    /// What it looks like to an SDK.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::NoRole => StatusCode::NOT_FOUND,
+            Self::Invalid => StatusCode::FORBIDDEN,
+            Self::NotKnown => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
