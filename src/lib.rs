@@ -1,7 +1,7 @@
 //! kube2irsa: gives every pod the IAM role of its own ServiceAccount, through the metadata service.
 //!
 //! One request: the redirect ([`intercept`]) brings it to the listener ([`imds::server`]); its source
-//! address is looked up ([`identity`]); its answer ([`imds::respond`]) is read from the cache
+//! address is looked up ([`identity`]); its answer ([`imds::respond`], [`imds::container`]) is read from the cache
 //! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
 //! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`] and [`events`] tell of it.
 

@@ -2,7 +2,8 @@
 //!
 //! Owns its paths, who may ask (the address, the `Host` header, the token in `Authorization` where there is one), and
 //! what each outcome looks like to an SDK: a status and `{"code":"…","message":"…"}`. There is one request here and no
-//! list before it, so an exchange that takes longer than the budget is 503: SDKs try again.
+//! list before it, so an exchange that takes longer than the budget is 503: SDKs try again. (CRT, which the metadata
+//! service has to close its connection for, takes an error here for an error.)
 //! Invariant: a token that is shown must be the pod's own; the address alone is enough where none is.
 //!
 //! Source: [Container credential provider](https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html).
@@ -25,7 +26,7 @@ use tokio::time::Instant;
 
 use super::{
     pods::{Pods, Unentitled},
-    respond::{BUDGET, Close},
+    respond::BUDGET,
     route::decode,
 };
 use crate::{
@@ -106,15 +107,7 @@ impl Container {
 
     /// The answer to a request from `peer`, a canonical address. `own`: the address that the connection came to, where
     /// it was not redirected.
-    ///
-    /// # Errors
-    /// When the connection is to be closed instead.
-    pub async fn respond(
-        &self,
-        head: request::Parts,
-        peer: IpAddr,
-        own: Option<SocketAddr>,
-    ) -> Result<Response<Full<Bytes>>, Close> {
+    pub async fn respond(&self, head: request::Parts, peer: IpAddr, own: Option<SocketAddr>) -> Response<Full<Bytes>> {
         let deadline = Instant::now() + BUDGET;
         let wanted = wanted(head.uri.path());
         let kind = if wanted.is_some() { RequestKind::ContainerCredentials } else { RequestKind::Other };
@@ -123,17 +116,18 @@ impl Container {
             Ok(wanted) => self.credentials(&wanted, &head.headers, peer, deadline).await,
             Err(problem) => Err(problem),
         };
-        if let Err(reason) = found.as_ref().map_err(Problem::refusal)
-            && let Some(reason) = reason
+        if let Err(problem) = &found
+            && let Some(reason) = problem.refusal()
         {
             self.metrics.refused_container_requests.with_label_values(&[reason]).inc();
+            tracing::debug!(%peer, reason, "refused at the container endpoint");
         }
         let response = match found {
             Ok(document) => json(StatusCode::OK, document),
             Err(problem) => problem.into_response(),
         };
         self.metrics.answered(kind, response.status());
-        Ok(response)
+        response
     }
 
     /// A page of the Internet can make a browser in a pod ask here, but not by our name.
@@ -210,7 +204,7 @@ fn json(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
 
 impl Problem {
     /// Why the request was refused whoever it came from, as a metric's label.
-    fn refusal(&self) -> Option<&'static str> {
+    fn refusal(self) -> Option<&'static str> {
         match self {
             Self::NoHost | Self::AnotherHost => Some("host"),
             Self::Unauthorized(refused) => Some(refused.label()),

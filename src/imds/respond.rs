@@ -268,7 +268,7 @@ fn role_name(grant: &Grant) -> Answer {
     Answer::Text(Bytes::copy_from_slice(grant.role().name().as_bytes()))
 }
 
-pub(super) fn is_crt(headers: &HeaderMap) -> bool {
+fn is_crt(headers: &HeaderMap) -> bool {
     headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"aws-sdk-crt/"))
 }
 

@@ -54,7 +54,7 @@ impl Services {
         };
         match &self.container {
             // In a box, so that a request of the metadata service does not carry the room for it along.
-            Some(container) => Box::pin(container.respond(head, peer, own)).await,
+            Some(container) => Ok(Box::pin(container.respond(head, peer, own)).await),
             None => self.imds.respond(head, peer).await,
         }
     }
