@@ -1,4 +1,4 @@
-//! What is outside of the node: the Kubernetes API, the token issuer, STS and the metadata service, each at
+//! What is outside of the node: the Kubernetes API, the token issuer, STS, S3 and the metadata service, each at
 //! its own address and over real sockets.
 
 use std::{
@@ -18,7 +18,8 @@ use crate::{
     imds::Imds,
     issuer::{DISCOVERY_PATH, Issuer, IssuerError, JWKS_PATH},
     kubernetes::Kubernetes,
-    network::{KUBERNETES_ADDRESS, METADATA_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, STS_ADDRESS},
+    network::{KUBERNETES_ADDRESS, METADATA_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, S3_ADDRESS, STS_ADDRESS},
+    s3::S3,
     sts::Sts,
 };
 
@@ -40,6 +41,19 @@ pub const STS_NAMES: [&str; 5] = [
     "sts-fips.us-east-2.amazonaws.com",
     "sts.cn-north-1.amazonaws.com.cn",
     "sts.us-gov-west-1.amazonaws.com",
+];
+
+/// A bucket that there is from the start.
+pub const BUCKET: &str = "sandbox-bucket";
+
+/// The names by which unmodified clients know S3 and [`BUCKET`].
+pub const S3_NAMES: [&str; 6] = [
+    "s3.eu-central-1.amazonaws.com",
+    "sandbox-bucket.s3.eu-central-1.amazonaws.com",
+    "s3.dualstack.eu-central-1.amazonaws.com",
+    "sandbox-bucket.s3.dualstack.eu-central-1.amazonaws.com",
+    "s3.amazonaws.com",
+    "sandbox-bucket.s3.amazonaws.com",
 ];
 
 /// The cloud could not be made.
@@ -66,6 +80,8 @@ pub struct Cloud {
     pub kubernetes: Kubernetes,
     /// The Security Token Service, with IAM's roles.
     pub sts: Sts,
+    /// The Simple Storage Service.
+    pub s3: S3,
     /// The metadata service.
     pub imds: Imds,
     /// Who signs service account tokens.
@@ -89,6 +105,8 @@ impl Cloud {
         let issuer = Arc::new(Issuer::new(format!("https://{OIDC_ADDRESS}"))?);
         let kubernetes = Kubernetes::new(Arc::clone(&issuer));
         let sts = Sts::new(ca.client()?);
+        let s3 = S3::new(REGION, sts.clone());
+        s3.put_object(BUCKET, "greeting", "Hello from the sandbox.\n");
         let node_role = format!("arn:aws:iam::{ACCOUNT}:role/{NODE_ROLE}");
         let imds = Imds::new(NODE_ROLE, REGION, {
             let sts = sts.clone();
@@ -100,6 +118,7 @@ impl Cloud {
             api_tls: ca.server(&[&KUBERNETES_ADDRESS.to_string()])?,
             kubernetes,
             sts,
+            s3,
             imds,
             issuer,
             ca,
@@ -168,6 +187,12 @@ impl Cloud {
         self.servers.push(self.serve(STS_ADDRESS, 443, tls, move |request, _| {
             let sts = sts.clone();
             async move { sts.handle(request).await }
+        })?);
+        let s3 = self.s3.clone();
+        let tls = Some(self.ca.server(&S3_NAMES)?);
+        self.servers.push(self.serve(S3_ADDRESS, 443, tls, move |request, _| {
+            let s3 = s3.clone();
+            async move { s3.handle(request).await }
         })?);
         let issuer = Arc::clone(&self.issuer);
         let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);

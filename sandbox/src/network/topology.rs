@@ -3,7 +3,7 @@
 //! ```text
 //! outside                      node                               pod
 //! lo 169.254.169.254,          eth0 10.0.0.10 ── forwards,        eth0 10.244.0.x
-//!    192.0.2.10, .20, .30      │                 masquerades         │
+//!    192.0.2.10, …, .40        │                 masquerades         │
 //! vpc0 10.0.0.1 ───────────────┘                    veth1 ───────────┘
 //! ```
 //!
@@ -36,6 +36,8 @@ pub const STS_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 pub const KUBERNETES_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
 /// The address for the OIDC issuer, outside.
 pub const OIDC_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 30);
+/// The address for S3, outside.
+pub const S3_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 40);
 /// The node's address, on its [`UPLINK`].
 pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 10);
 /// The node's link to the outside.
@@ -103,7 +105,7 @@ impl Network {
              route add {PODS_PREFIX} via {NODE_ADDRESS}\n",
             node.path().display()
         );
-        for address in [METADATA_ADDRESS, STS_ADDRESS, KUBERNETES_ADDRESS, OIDC_ADDRESS] {
+        for address in [METADATA_ADDRESS, STS_ADDRESS, KUBERNETES_ADDRESS, OIDC_ADDRESS, S3_ADDRESS] {
             // Writing to a string cannot fail.
             writeln!(batch, "addr add {address}/32 dev lo").ok();
         }
