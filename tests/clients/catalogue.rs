@@ -54,6 +54,8 @@ const NONE: &[(Column, &str)] = &[];
 /// What trusts certificates of its own, and not the system's, unless it is told.
 const NODE: &[(&str, &str)] = &[("NODE_EXTRA_CA_CERTS", "{ca}")];
 const BOTOCORE: &[(&str, &str)] = &[("AWS_CA_BUNDLE", "{ca}")];
+const NEVER_AGAIN: (Column, &str) =
+    (Column::Outage, "a process that found no credentials at first does not look again");
 const V1_ONLY: (Column, &str) = (Column::V2Required, "speaks version 1 only");
 
 const fn python(
@@ -414,7 +416,7 @@ pub(crate) const CLIENTS: &[Client] = &[
         environment: &[],
         asks: Asks::Sts,
         lives: true,
-        exceptions: &[(Column::Outage, "a client that found no credentials when it was made does not look again")],
+        exceptions: &[NEVER_AGAIN],
     },
     Client {
         name: "fog",
@@ -436,6 +438,6 @@ pub(crate) const CLIENTS: &[Client] = &[
         environment: &[],
         asks: Asks::Sts,
         lives: true,
-        exceptions: &[V1_ONLY],
+        exceptions: &[V1_ONLY, NEVER_AGAIN],
     },
 ];

@@ -45,7 +45,7 @@ pub(crate) struct Running {
     lines: Lines,
     reads: JoinHandle<()>,
     said: JoinHandle<String>,
-    _home: TempDir,
+    home: TempDir,
 }
 
 /// What a client has written to its standard output so far.
@@ -142,7 +142,7 @@ impl Cluster {
             stderr.read_to_end(&mut said).ok();
             String::from_utf8_lossy(&said).into_owned()
         });
-        Running { process, started, lines, reads, said, _home: home }
+        Running { process, started, lines, reads, said, home }
     }
 
     /// The ARN of the session that STS opened for the client's pod, if it did.
@@ -200,7 +200,9 @@ impl Running {
         drop(self.process);
         self.reads.join().unwrap();
         let lines = std::mem::take(&mut *self.lines.lock().unwrap());
-        Run { status, lines, said: self.said.join().unwrap(), took }
+        // Where its home was is of no interest.
+        let said = self.said.join().unwrap().replace(&*self.home.path().to_string_lossy(), "~");
+        Run { status, lines, said, took }
     }
 }
 

@@ -21,6 +21,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(120);
 /// How many are tried at once: as many as do not keep each other from answering in time on two cores.
 const AT_ONCE: usize = 3;
+/// How often a client is tried that is to be in time.
+const TRIES: u32 = 3;
 /// How long sessions live where they are to be renewed: as short as STS opens them. With shorter ones the test would be of
 /// what no client meets: botocore and the SDK for C++ go on with keys for up to five minutes without a look at their end.
 pub(crate) const LIFE: Duration = Duration::from_secs(900);
@@ -73,12 +75,12 @@ impl Column {
     /// Tries all these clients.
     pub(crate) fn run(self, clients: &[&'static Client]) -> Vec<Cell> {
         let cells = match self {
-            Self::Cold0 => cold(clients, Duration::ZERO, &[]),
-            Self::Cold700 => cold(clients, Duration::from_millis(700), &[]),
-            Self::Cold1700 => cold(clients, Duration::from_millis(1700), &[]),
+            Self::Cold0 => cold_in_time(clients, Duration::ZERO),
+            Self::Cold700 => cold_in_time(clients, Duration::from_millis(700)),
+            Self::Cold1700 => cold_in_time(clients, Duration::from_millis(1700)),
             Self::Renewal => renewal(clients),
             Self::Outage => outage(clients),
-            Self::V2Required => cold(clients, Duration::ZERO, &["--require-imdsv2"]),
+            Self::V2Required => cold(clients, AT_ONCE, Duration::ZERO, &["--require-imdsv2"]),
             Self::NoRole => no_role(clients),
         };
         for cell in &cells {
@@ -127,11 +129,11 @@ pub(crate) fn without_us(clients: &[&'static Client]) -> Vec<(&'static Client, R
 }
 
 /// A pod that nobody knew before; its service account becomes known, and STS is asked, with the client's first packet.
-fn cold(clients: &[&'static Client], latency: Duration, flags: &[&str]) -> Vec<Cell> {
+fn cold(clients: &[&'static Client], at_once: usize, latency: Duration, flags: &[&str]) -> Vec<Cell> {
     let cluster = Cluster::new(clients);
     let _daemon = Daemon::ready(&cluster.sandbox, flags);
     cluster.sandbox.cloud.sts.faults().set_latency(latency);
-    let cells = for_each(clients, AT_ONCE, |client| {
+    let cells = for_each(clients, at_once, |client| {
         let pod = cluster.pod(client);
         let kubernetes = cluster.sandbox.cloud.kubernetes.clone();
         let wire = Wire::tap(&pod, move || {
@@ -147,6 +149,18 @@ fn cold(clients: &[&'static Client], latency: Duration, flags: &[&str]) -> Vec<C
         (verdict, told, traffic)
     });
     collect(cells)
+}
+
+/// The same, and what is late is tried again, alone: the machine may have been busy with other things.
+fn cold_in_time(clients: &[&'static Client], latency: Duration) -> Vec<Cell> {
+    let mut cells = cold(clients, AT_ONCE, latency, &[]);
+    for _ in 1..TRIES {
+        for cell in cells.iter_mut().filter(|cell| cell.verdict.is_err()) {
+            println!("tried again: {cell}");
+            *cell = cold(&[cell.client], 1, latency, &[]).remove(0);
+        }
+    }
+    cells
 }
 
 /// The shortest sessions, and a process that goes on for longer.

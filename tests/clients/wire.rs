@@ -309,7 +309,8 @@ impl fmt::Display for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { method, path, token, user_agent, status, asked, answered } = self;
         let version = if *token { "with a session token" } else { "without a session token" };
-        let user_agent = user_agent.as_deref().unwrap_or("nobody");
+        // What follows is of the machine that it runs on.
+        let user_agent = user_agent.as_deref().and_then(|agent| agent.split(' ').next()).unwrap_or("nobody");
         write!(f, "{:7.3} s: {method} {path} {version}, of {user_agent}: ", asked.as_secs_f64())?;
         match (status, answered) {
             (Some(status), Some(at)) => write!(f, "{status} at {:.3} s", at.as_secs_f64()),
