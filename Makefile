@@ -3,7 +3,7 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients test-apiserver test-histories test-hostile test-upgrades lint fmt deny bench bench-scale ci
+.PHONY: help sandbox test test-clients clients test-apiserver test-histories test-hostile test-upgrades lint fmt deny bench bench-scale ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,8 +14,11 @@ sandbox: ## Run the main job in a cluster of network namespaces (root)
 test: ## Run all tests that need nothing but Rust and Debian packages (root)
 	cargo test --locked
 
-test-clients: ## Run the tests with other ecosystems' clients: aws, boto3 (root, Python)
-	cargo test --locked --test clients -- --ignored
+test-clients: ## Run each of other ecosystems' clients once (root, Go, Node, a JDK, Maven; minutes at first)
+	cargo test --locked --test clients -- --ignored each_client
+
+clients: ## Run the whole matrix of clients and write docs/clients.md (the same; 20 minutes)
+	cargo test --locked --test clients -- --ignored --nocapture the_whole_matrix
 
 test-apiserver: ## Run the tests on a real API server, which is built once (root, Go 1.26; minutes at first)
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }

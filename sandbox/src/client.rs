@@ -33,6 +33,20 @@ pub async fn report() -> Report {
     }
 }
 
+/// Asks STS who the caller is so often, so far apart, with one client; gives each answer to `tell`.
+pub async fn rounds(count: u32, pause: Duration, mut tell: impl FnMut(Result<String, String>)) {
+    let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
+    let client = aws_sdk_sts::Client::new(&config);
+    for number in 0..count {
+        if number > 0 {
+            tokio::time::sleep(pause).await;
+        }
+        let answer = client.get_caller_identity().send().await;
+        let answer = answer.map_err(|error| DisplayErrorContext(&error).to_string());
+        tell(answer.map(|identity| identity.arn.unwrap_or_default()));
+    }
+}
+
 async fn load() -> (Duration, Option<String>) {
     use aws_sdk_sts::config::ProvideCredentials as _;
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;

@@ -1,4 +1,4 @@
-//! What is outside of the node: the Kubernetes API, the token issuer, STS, the metadata service and a container
+//! What is outside of the node: the Kubernetes API, the token issuer, STS, S3, the metadata service and a container
 //! credentials endpoint, each at its own address and over real sockets.
 
 use std::{
@@ -20,8 +20,10 @@ use crate::{
     issuer::{DISCOVERY_PATH, Issuer, IssuerError, JWKS_PATH},
     kubernetes::Kubernetes,
     network::{
-        CONTAINER_ADDRESSES, KUBERNETES_ADDRESS, METADATA_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, STS_ADDRESS,
+        CONTAINER_ADDRESSES, KUBERNETES_ADDRESS, METADATA_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, S3_ADDRESS,
+        STS_ADDRESS,
     },
+    s3::S3,
     sts::Sts,
 };
 
@@ -43,6 +45,19 @@ pub const STS_NAMES: [&str; 5] = [
     "sts-fips.us-east-2.amazonaws.com",
     "sts.cn-north-1.amazonaws.com.cn",
     "sts.us-gov-west-1.amazonaws.com",
+];
+
+/// A bucket that there is from the start.
+pub const BUCKET: &str = "sandbox-bucket";
+
+/// The names by which unmodified clients know S3 and [`BUCKET`].
+pub const S3_NAMES: [&str; 6] = [
+    "s3.eu-central-1.amazonaws.com",
+    "sandbox-bucket.s3.eu-central-1.amazonaws.com",
+    "s3.dualstack.eu-central-1.amazonaws.com",
+    "sandbox-bucket.s3.dualstack.eu-central-1.amazonaws.com",
+    "s3.amazonaws.com",
+    "sandbox-bucket.s3.amazonaws.com",
 ];
 
 /// The cloud could not be made.
@@ -69,6 +84,8 @@ pub struct Cloud {
     pub kubernetes: Kubernetes,
     /// The Security Token Service, with IAM's roles.
     pub sts: Sts,
+    /// The Simple Storage Service.
+    pub s3: S3,
     /// The metadata service.
     pub imds: Imds,
     /// The container credentials endpoint that an agent has behind the node.
@@ -94,6 +111,8 @@ impl Cloud {
         let issuer = Arc::new(Issuer::new(format!("https://{OIDC_ADDRESS}"))?);
         let kubernetes = Kubernetes::new(Arc::clone(&issuer));
         let sts = Sts::new(ca.client()?);
+        let s3 = S3::new(REGION, sts.clone());
+        s3.put_object(BUCKET, "greeting", "Hello from the sandbox.\n");
         let node_role = format!("arn:aws:iam::{ACCOUNT}:role/{NODE_ROLE}");
         let of_node = {
             let sts = sts.clone();
@@ -106,6 +125,7 @@ impl Cloud {
             api_tls: ca.server(&[&KUBERNETES_ADDRESS.to_string()])?,
             kubernetes,
             sts,
+            s3,
             imds,
             agent,
             issuer,
@@ -175,6 +195,12 @@ impl Cloud {
         self.servers.push(self.serve(STS_ADDRESS, 443, tls, move |request, _| {
             let sts = sts.clone();
             async move { sts.handle(request).await }
+        })?);
+        let s3 = self.s3.clone();
+        let tls = Some(self.ca.server(&S3_NAMES)?);
+        self.servers.push(self.serve(S3_ADDRESS, 443, tls, move |request, _| {
+            let s3 = s3.clone();
+            async move { s3.handle(request).await }
         })?);
         let issuer = Arc::clone(&self.issuer);
         let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);

@@ -15,5 +15,6 @@ pub mod issuer;
 pub mod kubernetes;
 pub mod network;
 pub mod packages;
+pub mod s3;
 pub mod sandbox;
 pub mod sts;

@@ -7,6 +7,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -32,6 +33,10 @@ struct Cli {
     /// Be what runs in a pod if no command is given: the AWS SDK for Rust, asked once.
     #[arg(long, hide = true)]
     client: bool,
+
+    /// The same, asked so often, so many milliseconds apart: a line for each answer.
+    #[arg(long, hide = true, num_args = 2.., value_names = ["COUNT", "PAUSE"])]
+    client_rounds: Vec<String>,
 
     /// A command to run in a pod with a role, instead of the demonstration.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
@@ -65,6 +70,9 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
         return Ok(if report.arn.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if let [count, pause, ..] = &cli.client_rounds[..] {
+        return rounds(count.parse()?, Duration::from_millis(pause.parse()?));
+    }
     sandbox::packages::require_root()?;
     let shape = match cli.pod_network {
         Shape::Routed => PodNetwork::Routed,
@@ -75,6 +83,21 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         None => build_daemon()?,
     };
     show::Show::new(shape, daemon, cli.log)?.run(&cli.in_pod)
+}
+
+/// The exit code is the last answer's.
+fn rounds(count: u32, pause: Duration) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut code = ExitCode::FAILURE;
+    runtime.block_on(client::rounds(count, pause, |answer| {
+        let (line, next) = match answer {
+            Ok(arn) => (format!("arn {arn}"), ExitCode::SUCCESS),
+            Err(error) => (format!("error {error}"), ExitCode::FAILURE),
+        };
+        code = next;
+        writeln!(std::io::stdout(), "{line}").ok();
+    }));
+    Ok(code)
 }
 
 /// Builds the daemon from the checkout that this binary was built from, with cargo's own progress.

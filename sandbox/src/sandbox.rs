@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    cloud::{ACCOUNT, Cloud, CloudError, REGION, STS_NAMES},
+    cloud::{ACCOUNT, Cloud, CloudError, REGION, S3_NAMES, STS_NAMES},
     kubernetes::{Grant, NewPod},
     network::{
         Command, METADATA_ADDRESS, NODE_ADDRESS, Namespace, Network, NetworkError, Pod as PodLink, PodNetwork, Process,
-        STS_ADDRESS,
+        S3_ADDRESS, STS_ADDRESS,
     },
     packages::{self, PackageError},
     sts::{IamError, Role},
@@ -41,6 +41,9 @@ pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOC
 
 /// The metadata service, as clients know it.
 pub const METADATA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(METADATA_ADDRESS), 80);
+
+/// What the system's programs trust, on Debian and Ubuntu.
+const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// What a pod is given to end, as by default.
 const GRACE: Duration = Duration::from_secs(30);
@@ -336,7 +339,11 @@ impl Sandbox {
     }
 
     fn client(&self, command: Command) -> Command {
-        self.with_names(command.env_clear())
+        let mut command = self.with_names(command.env_clear());
+        if Path::new(TRUSTED).exists() {
+            command = command.file(TRUSTED, self.cloud.ca_pem());
+        }
+        command
             .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()))
             .env("HOME", self.directory.path().join("home"))
             .env("TERM", std::env::var_os("TERM").unwrap_or_else(|| "dumb".into()))
@@ -370,7 +377,9 @@ impl Sandbox {
     }
 
     fn with_names(&self, command: Command) -> Command {
-        command.names(STS_NAMES.map(|name| (name, STS_ADDRESS.into())))
+        let sts = STS_NAMES.map(|name| (name, STS_ADDRESS.into()));
+        let s3 = S3_NAMES.map(|name| (name, S3_ADDRESS.into()));
+        command.names(sts.into_iter().chain(s3))
     }
 }
 

@@ -1,6 +1,6 @@
 //! IMDSv2 session tokens: stateless, so that they outlive a restart. Pure.
 //!
-//! A token is a MAC over the caller's address, its issue time and its expiry. It can be made before the
+//! A token is a MAC over the caller's address, its issue time and its life. It can be made before the
 //! pod is known; whether the pod that holds the address today is the one that asked for it is for the
 //! reader of [`Issued`] to judge: a token from before the pod's start is another pod's.
 
@@ -18,8 +18,14 @@ const ROTATION_SECONDS: u64 = 2 * LONGEST_TTL_SECONDS;
 /// The age from which a key is used while there is an older one: by then every daemon that shares them knows it.
 const SETTLED_SECONDS: u64 = 180;
 
-const VERSION: u8 = 1;
-const HEADER_LENGTH: usize = 1 + 8 + 8;
+const VERSION: u64 = 2;
+/// A byte for the version, five for the time of issue, two for the life: the Common Runtime has room for a token of 64
+/// characters. EC2's have 56.
+const HEADER_LENGTH: usize = 8;
+const ISSUED_BITS: u64 = 40;
+const LIFE_BITS: u64 = 16;
+const LARGEST_ISSUED: u64 = (1 << ISSUED_BITS) - 1;
+const LONGEST_LIFE: u64 = (1 << LIFE_BITS) - 1;
 const MAC_LENGTH: usize = 32;
 
 /// A key that this node's tokens are made with.
@@ -56,7 +62,7 @@ impl SessionKey {
     /// A token for `address`, good for `ttl_seconds` from `now` (seconds since the Unix epoch).
     #[must_use]
     pub fn issue(&self, address: IpAddr, now: u64, ttl_seconds: u64) -> String {
-        let header = header(now, now + ttl_seconds);
+        let header = header(now, ttl_seconds);
         let mac = hmac::sign(&self.0, &signed(&header, address));
         URL_SAFE_NO_PAD.encode([&header[..], mac.as_ref()].concat())
     }
@@ -68,10 +74,10 @@ impl SessionKey {
         let length = URL_SAFE_NO_PAD.decode_slice(token, &mut bytes).ok()?;
         let (header, mac) = bytes.get(..length)?.split_first_chunk::<HEADER_LENGTH>()?;
         hmac::verify(&self.0, &signed(header, address), mac).ok()?;
-        let (version, times) = header.split_first()?;
-        let (issued, expires) = times.split_first_chunk()?;
-        let (issued, expires) = (u64::from_be_bytes(*issued), u64::from_be_bytes(expires.try_into().ok()?));
-        (*version == VERSION && now < expires).then_some(Issued(issued))
+        let header = u64::from_be_bytes(*header);
+        let version = header >> (ISSUED_BITS + LIFE_BITS);
+        let (issued, life) = (header >> LIFE_BITS & LARGEST_ISSUED, header & LONGEST_LIFE);
+        (version == VERSION && now < issued + life).then_some(Issued(issued))
     }
 }
 
@@ -97,11 +103,10 @@ impl SessionKeys {
     }
 }
 
-fn header(issued: u64, expires: u64) -> [u8; HEADER_LENGTH] {
-    let mut header = [VERSION; HEADER_LENGTH];
-    header[1..9].copy_from_slice(&issued.to_be_bytes());
-    header[9..].copy_from_slice(&expires.to_be_bytes());
-    header
+fn header(issued: u64, life: u64) -> [u8; HEADER_LENGTH] {
+    let version = VERSION << (ISSUED_BITS + LIFE_BITS);
+    let issued = issued.min(LARGEST_ISSUED) << LIFE_BITS;
+    (version | issued | life.min(LONGEST_LIFE)).to_be_bytes()
 }
 
 fn signed(header: &[u8; HEADER_LENGTH], address: IpAddr) -> [u8; HEADER_LENGTH + 16] {
@@ -131,6 +136,16 @@ mod tests {
         assert_eq!(key.verify(token.as_bytes(), A, 1060), None, "expired");
         assert_eq!(key.verify(token.as_bytes(), B, 1000), None, "another pod's");
         assert_eq!(SessionKey::new(&[8; KEY_LENGTH]).verify(token.as_bytes(), A, 1000), None, "another key's");
+    }
+
+    #[test]
+    fn a_token_is_no_longer_than_ec2s() {
+        let key = SessionKey::new(&[7; KEY_LENGTH]);
+        let token = key.issue(A, 4_000_000_000, LONGEST_TTL_SECONDS);
+        assert!(token.len() <= 56, "{token}: the Common Runtime gives up, without an error, on more than 64");
+        let last = 4_000_000_000 + LONGEST_TTL_SECONDS - 1;
+        assert_eq!(key.verify(token.as_bytes(), A, last), Some(Issued(4_000_000_000)));
+        assert_eq!(key.verify(token.as_bytes(), A, last + 1), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use command::{Command, Process};
 pub use namespace::Namespace;
 pub use topology::{
     BRIDGE_ADDRESS, CONTAINER_ADDRESSES, KUBERNETES_ADDRESS, METADATA_ADDRESS, NODE_ADDRESS, Network, OIDC_ADDRESS,
-    PODS_PREFIX, Pod, PodNetwork, STS_ADDRESS, UPLINK,
+    PODS_PREFIX, Pod, PodNetwork, S3_ADDRESS, STS_ADDRESS, UPLINK,
 };
 
 /// What can go wrong while a network is made, changed or used.

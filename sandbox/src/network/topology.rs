@@ -4,7 +4,7 @@
 //! outside                      node                               pod
 //! lo 169.254.169.254,          eth0 10.0.0.10 ── forwards,        eth0 10.244.0.x
 //!    169.254.170.2, .23,       │                 masquerades         │
-//!    192.0.2.10, .20, .30      │                                     │
+//!    192.0.2.10, …, .40        │                                     │
 //! vpc0 10.0.0.1 ───────────────┘                    veth1 ───────────┘
 //! ```
 //!
@@ -39,6 +39,8 @@ pub const STS_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 pub const KUBERNETES_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
 /// The address for the OIDC issuer, outside.
 pub const OIDC_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 30);
+/// The address for S3, outside.
+pub const S3_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 40);
 /// The node's address, on its [`UPLINK`].
 pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 10);
 /// The node's link to the outside.
@@ -107,7 +109,9 @@ impl Network {
             node.path().display()
         );
         let [ecs, pod_identity] = CONTAINER_ADDRESSES;
-        for address in [METADATA_ADDRESS, ecs, pod_identity, STS_ADDRESS, KUBERNETES_ADDRESS, OIDC_ADDRESS] {
+        let addresses =
+            [METADATA_ADDRESS, ecs, pod_identity, STS_ADDRESS, KUBERNETES_ADDRESS, OIDC_ADDRESS, S3_ADDRESS];
+        for address in addresses {
             // Writing to a string cannot fail.
             writeln!(batch, "addr add {address}/32 dev lo").ok();
         }

@@ -20,42 +20,42 @@ const FAULT_NAMESPACE: &str = "http://webservices.amazon.com/AWSFault/2005-15-09
 
 /// A refusal, with AWS's own status, code and text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    pub(super) code: &'static str,
-    pub(super) message: Option<Cow<'static, str>>,
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) message: Option<Cow<'static, str>>,
     namespace: &'static str,
 }
 
 impl Refusal {
     /// A refusal that is the caller's fault.
-    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self { status, code, message: Some(message.into()), namespace: STS_NAMESPACE }
     }
 
     /// 400 with this code and text.
-    pub(super) fn bad(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn bad(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 
     /// 403 with this code and text.
-    pub(super) fn forbidden(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn forbidden(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::FORBIDDEN, code, message)
     }
 
     /// The token is not acceptable.
-    pub(super) fn identity_token(message: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn identity_token(message: impl Into<Cow<'static, str>>) -> Self {
         Self::bad("InvalidIdentityToken", message)
     }
 
     /// A number that is none: STS gives a code, and a text only for the empty one.
-    pub(super) fn malformed_number(value: &str) -> Self {
+    pub(crate) fn malformed_number(value: &str) -> Self {
         let message = value.is_empty().then_some(Cow::Borrowed("missing value for decimal type"));
         Self { status: StatusCode::BAD_REQUEST, code: "MalformedInput", message, namespace: STS_NAMESPACE }
     }
 
     /// The API has no such operation, or not in this version.
-    pub(super) fn invalid_action(action: &str, version: Option<&str>) -> Self {
+    pub(crate) fn invalid_action(action: &str, version: Option<&str>) -> Self {
         let version = version.unwrap_or("NO_VERSION_SPECIFIED");
         let message = format!("Could not find operation {action} for version {version}");
         Self { namespace: FAULT_NAMESPACE, ..Self::bad("InvalidAction", message) }
@@ -179,7 +179,7 @@ fn envelope(action: &str, result: &Element, request_id: &str) -> String {
     xml
 }
 
-fn escape(text: &str) -> Cow<'_, str> {
+pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(['&', '<', '>', '"']) {
         return Cow::Borrowed(text);
     }

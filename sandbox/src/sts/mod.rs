@@ -38,14 +38,14 @@ use serde_json::Value;
 pub use account::{IamError, InstanceCredentials, Role};
 pub use faults::{Fault, Faults, Which};
 
-pub(crate) use answers::{http_date, timestamp};
-pub(crate) use random::{opaque_token, unique_id};
+pub(crate) use answers::{Refusal, escape, http_date, timestamp};
+pub(crate) use random::{hex, opaque_token, unique_id};
 
 use account::{Accounts, RoleArn, Session};
-use answers::{Answer, Element, Refusal};
+use answers::{Answer, Element};
 use issuers::Issuers;
 use query::Parameters;
-use sigv4::Signature;
+use sigv4::{Service, Signature};
 
 use crate::http::{Body, full};
 
@@ -183,6 +183,14 @@ impl Sts {
         self.0.accounts().instance(role_arn, instance_id, now)
     }
 
+    /// The ARN of who signed a request to S3, for a bucket of this region.
+    ///
+    /// # Errors
+    /// In STS's words, why nobody did.
+    pub(crate) fn s3_caller(&self, region: &'static str, parts: &Parts, body: &[u8]) -> Result<String, Refusal> {
+        self.0.caller(Service::S3 { region }, parts, body).map(|session| session.arn.clone())
+    }
+
     /// The dials of what goes wrong.
     #[must_use]
     pub fn faults(&self) -> &Faults {
@@ -251,15 +259,15 @@ impl Inner {
                 ("AssumeRoleWithWebIdentity", web_identity::assume_role(self, parameters).await)
             }
             "AssumeRole" if version == Some(VERSION) => {
-                let caller = self.caller(parts, body);
+                let caller = self.caller(Service::Sts, parts, body);
                 ("AssumeRole", caller.and_then(|caller| assume_role::assume_role(self, &caller, parameters)))
             }
             "GetCallerIdentity" if version == Some(VERSION) => {
-                ("GetCallerIdentity", self.caller(parts, body).map(|caller| identity(&caller)))
+                ("GetCallerIdentity", self.caller(Service::Sts, parts, body).map(|caller| identity(&caller)))
             }
             action if version == Some(VERSION) && DENIED.contains(&action) => (
                 "",
-                self.caller(parts, body)
+                self.caller(Service::Sts, parts, body)
                     .and_then(|caller| Err(denied(&caller, &format!("sts:{action}"), parameters.get("RoleArn")))),
             ),
             action => ("", Err(Refusal::invalid_action(action, version))),
@@ -271,9 +279,9 @@ impl Inner {
     }
 
     /// Who signed the request.
-    fn caller(&self, parts: &Parts, body: &[u8]) -> Result<Arc<Session>, Refusal> {
+    fn caller(&self, service: Service, parts: &Parts, body: &[u8]) -> Result<Arc<Session>, Refusal> {
         let now = self.faults.now();
-        let signature = Signature::read(parts, now)?;
+        let signature = Signature::read(parts, service, now)?;
         let unknown =
             || Refusal::forbidden("InvalidClientTokenId", "The security token included in the request is invalid.");
         let session = self.accounts().session(&signature.access_key_id).ok_or_else(unknown)?;

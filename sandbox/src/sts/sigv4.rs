@@ -13,7 +13,7 @@ use std::{
 use aws_lc_rs::{constant_time, digest, hmac};
 use aws_smithy_types::{DateTime, date_time::Format};
 use http::{HeaderMap, header, request::Parts};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode};
 
 use super::{
     answers::{Refusal, timestamp},
@@ -27,6 +27,33 @@ const MISMATCH: &str = "The request signature we calculated does not match the s
                         Secret Access Key and signing method. Consult the service documentation for details.";
 /// RFC 3986's unreserved characters stay.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// The same in a path.
+const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
+/// What S3 is told of a body.
+const CONTENT_HASH: &str = "x-amz-content-sha256";
+/// That it is not signed: TLS keeps it.
+const UNSIGNED_BODY: &str = "UNSIGNED-PAYLOAD";
+
+/// For whom a request is signed. They differ in what is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    /// STS: its host names the region.
+    Sts,
+    /// S3: the bucket is of a region, whatever the host; the path is signed as it is, and the body by a header.
+    S3 {
+        /// The bucket's.
+        region: &'static str,
+    },
+}
+
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sts => "sts",
+            Self::S3 { .. } => "s3",
+        }
+    }
+}
 
 /// A signature as it was sent.
 #[derive(Debug)]
@@ -35,6 +62,7 @@ pub(super) struct Signature {
     pub(super) access_key_id: String,
     /// The session token that came with it.
     pub(super) security_token: Option<String>,
+    service: Service,
     scope: Scope,
     signed_headers: BTreeSet<String>,
     timestamp: String,
@@ -55,7 +83,7 @@ impl Signature {
     ///
     /// # Errors
     /// When there is none, when it is incomplete, out of time, or made for another place.
-    pub(super) fn read(parts: &Parts, now: SystemTime) -> Result<Self, Refusal> {
+    pub(super) fn read(parts: &Parts, service: Service, now: SystemTime) -> Result<Self, Refusal> {
         let query = query(parts);
         let presigned = query.iter().any(|(name, _)| name == "X-Amz-Algorithm");
         let signature = match (parts.headers.get(header::AUTHORIZATION), presigned) {
@@ -66,14 +94,18 @@ impl Signature {
             }
             (Some(authorization), false) => {
                 let authorization = authorization.to_str().map_err(|_| missing())?;
-                Self::of_header(authorization, &parts.headers)?
+                Self::of_header(service, authorization, &parts.headers)?
             }
-            (None, true) => Self::of_query(&query)?,
+            (None, true) => Self::of_query(service, &query)?,
             (None, false) => return Err(missing()),
         };
         signature.check_headers(&parts.headers, presigned)?;
         signature.check_time(now)?;
-        signature.check_scope(host(&parts.headers, parts))?;
+        let host = host(&parts.headers, parts);
+        signature.check_scope(match service {
+            Service::Sts => host.as_deref().and_then(region_of),
+            Service::S3 { region } => Some(region),
+        })?;
         Ok(signature)
     }
 
@@ -84,10 +116,11 @@ impl Signature {
     pub(super) fn verify(&self, parts: &Parts, body: &[u8], secret: &str) -> Result<(), Refusal> {
         let expected = self.sign(&self.canonical_request(parts, body), secret);
         constant_time::verify_slices_are_equal(expected.as_bytes(), self.signature.as_bytes())
-            .map_err(|_| mismatch(MISMATCH))
+            .map_err(|_| mismatch(MISMATCH))?;
+        self.check_body(parts, body)
     }
 
-    fn of_header(authorization: &str, headers: &HeaderMap) -> Result<Self, Refusal> {
+    fn of_header(service: Service, authorization: &str, headers: &HeaderMap) -> Result<Self, Refusal> {
         let (algorithm, rest) = authorization.trim().split_once(' ').unwrap_or((authorization.trim(), ""));
         if !algorithm.starts_with("AWS4-") {
             return Err(missing());
@@ -112,13 +145,13 @@ impl Signature {
         match (part("Credential"), part("Signature"), part("SignedHeaders"), timestamp) {
             (Some(credential), Some(signature), Some(signed_headers), Some(timestamp)) => {
                 let token = text(headers, "x-amz-security-token");
-                Self::new(&credential, signature, &signed_headers, timestamp, token)
+                Self::new(service, &credential, signature, &signed_headers, timestamp, token)
             }
             _ => Err(incomplete(format!("{lacks}Authorization={algorithm}"))),
         }
     }
 
-    fn of_query(query: &[(String, String)]) -> Result<Self, Refusal> {
+    fn of_query(service: Service, query: &[(String, String)]) -> Result<Self, Refusal> {
         let part = |name: &str| {
             query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
         };
@@ -136,31 +169,34 @@ impl Signature {
             (part("X-Amz-Credential"), part("X-Amz-Signature"), part("X-Amz-SignedHeaders"), part("X-Amz-Date"));
         match parts {
             (Some(credential), Some(signature), Some(signed_headers), Some(timestamp)) => {
-                Self::new(&credential, signature, &signed_headers, timestamp, part("X-Amz-Security-Token"))
+                let token = part("X-Amz-Security-Token");
+                Self::new(service, &credential, signature, &signed_headers, timestamp, token)
             }
             _ => Err(incomplete(format!("{lacks}Re-examine the query-string parameters."))),
         }
     }
 
     fn new(
+        service: Service,
         credential: &str,
         signature: String,
         signed_headers: &str,
         timestamp: String,
         security_token: Option<String>,
     ) -> Result<Self, Refusal> {
-        let [access_key_id, date, region, service, terminator] =
+        let [access_key_id, date, region, scoped_service, terminator] =
             credential.split('/').collect::<Vec<_>>().try_into().map_err(|_| {
                 incomplete(format!(
                     "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, got \
                      '{credential}'"
                 ))
             })?;
-        let [date, region, service, terminator] = [date, region, service, terminator].map(str::to_owned);
+        let [date, region, scoped_service, terminator] = [date, region, scoped_service, terminator].map(str::to_owned);
         Ok(Self {
+            service,
             access_key_id: access_key_id.to_owned(),
             security_token,
-            scope: Scope { date, region, service, terminator },
+            scope: Scope { date, region, service: scoped_service, terminator },
             signed_headers: signed_headers.split(';').map(str::to_owned).collect(),
             timestamp,
             signature,
@@ -174,10 +210,17 @@ impl Signature {
             return Err(mismatch(unsigned("Host")));
         }
         let counting = if presigned { &[][..] } else { &["x-amz-date", "x-amz-security-token"][..] };
-        match counting.iter().find(|name| headers.contains_key(**name) && !self.signed_headers.contains(**name)) {
-            Some(name) => Err(mismatch(unsigned(name))),
-            None => Ok(()),
+        if let Some(name) =
+            counting.iter().find(|name| headers.contains_key(**name) && !self.signed_headers.contains(**name))
+        {
+            return Err(mismatch(unsigned(name)));
         }
+        let mut counting = headers.keys().map(header::HeaderName::as_str).filter(|name| name.starts_with("x-amz-"));
+        if self.service != Service::Sts && counting.any(|name| !self.signed_headers.contains(name)) {
+            let message = "There were headers present in the request which were not signed";
+            return Err(Refusal::forbidden("AccessDenied", message));
+        }
+        Ok(())
     }
 
     fn check_time(&self, now: SystemTime) -> Result<(), Refusal> {
@@ -203,14 +246,14 @@ impl Signature {
         Ok(())
     }
 
-    fn check_scope(&self, host: Option<String>) -> Result<(), Refusal> {
+    fn check_scope(&self, region: Option<&str>) -> Result<(), Refusal> {
         let mut wrong = String::new();
-        let region = host.as_deref().and_then(region_of);
         if region.is_some_and(|region| region != self.scope.region) || self.scope.region.is_empty() {
             wrong += "Credential should be scoped to a valid region. ";
         }
-        if self.scope.service != "sts" {
-            wrong += "Credential should be scoped to correct service: 'sts'. ";
+        let service = self.service.name();
+        if self.scope.service != service {
+            wrong += &format!("Credential should be scoped to correct service: '{service}'. ");
         }
         if self.scope.terminator != "aws4_request" {
             wrong += &format!(
@@ -244,7 +287,41 @@ impl Signature {
             headers += &format!("{name}:{}\n", value.unwrap_or_default());
         }
         let signed = self.signed_headers.iter().map(String::as_str).collect::<Vec<_>>().join(";");
-        format!("{}\n{}\n{query}\n{headers}\n{signed}\n{}", parts.method, parts.uri.path(), sha256(body))
+        let path = parts.uri.path();
+        let (path, body) = match self.service {
+            Service::Sts => (path.to_owned(), sha256(body)),
+            Service::S3 { .. } => {
+                let path = percent_decode_str(path).collect::<Vec<_>>();
+                (percent_encode(&path, ENCODED_IN_PATH).to_string(), self.signed_body(parts))
+            }
+        };
+        format!("{}\n{path}\n{query}\n{headers}\n{signed}\n{body}", parts.method)
+    }
+
+    /// What a request to S3 says of its body: the hash, or that it is not signed.
+    fn signed_body(&self, parts: &Parts) -> String {
+        text(&parts.headers, CONTENT_HASH).unwrap_or_else(|| UNSIGNED_BODY.to_owned())
+    }
+
+    /// Whether the body is the one that was signed.
+    ///
+    /// # Errors
+    /// When S3 is not told what it is to be, or it is another one.
+    fn check_body(&self, parts: &Parts, body: &[u8]) -> Result<(), Refusal> {
+        if self.service == Service::Sts {
+            return Ok(());
+        }
+        match text(&parts.headers, CONTENT_HASH).as_deref() {
+            None if parts.headers.contains_key(header::AUTHORIZATION) => {
+                Err(Refusal::bad("InvalidRequest", "Missing required header for this request: x-amz-content-sha256"))
+            }
+            None | Some(UNSIGNED_BODY) => Ok(()),
+            Some(hash) if hash == sha256(body) => Ok(()),
+            Some(_) => Err(Refusal::bad(
+                "XAmzContentSHA256Mismatch",
+                "The provided 'x-amz-content-sha256' header does not match what was computed.",
+            )),
+        }
     }
 
     fn sign(&self, canonical_request: &str, secret: &str) -> String {

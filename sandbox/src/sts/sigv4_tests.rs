@@ -20,6 +20,7 @@ fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
 
 fn signature(service: &str, signed_headers: &str, sent: &str) -> Signature {
     Signature::new(
+        Service::Sts,
         &format!("AKIDEXAMPLE/20150830/us-east-1/{service}/aws4_request"),
         sent.to_owned(),
         signed_headers,
@@ -71,7 +72,7 @@ fn refused(authorization: Option<&str>, headers: &[(&str, &str)]) -> Refusal {
     let mut all = vec![("host", "sts.eu-west-1.amazonaws.com"), ("x-amz-date", "20150830T123600Z")];
     all.extend(authorization.map(|value| ("authorization", value)));
     all.extend(headers);
-    Signature::read(&parts("/", &all), at("20150830T123600Z")).unwrap_err()
+    Signature::read(&parts("/", &all), Service::Sts, at("20150830T123600Z")).unwrap_err()
 }
 
 fn authorization(scope: &str, signed: &str) -> String {

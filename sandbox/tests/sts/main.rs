@@ -5,5 +5,6 @@ mod assume_role;
 mod caller_identity;
 mod faults;
 mod issuer;
+mod s3;
 mod web_identity;
 mod world;
