@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use http::Uri;
 use kube::{client::ClientBuilder, config::KubeConfigOptions};
 use secrecy::SecretString;
@@ -21,18 +22,20 @@ use tower::timeout::TimeoutLayer;
 
 use crate::{
     admin::{self, Admin},
+    clock,
     config::{ApiServer, ComposeRoleArn, Config, Intercept, Source, StsLocation},
     credentials::refresher::{Channel, Refresher},
     descriptors, drain,
     events::{self, Events},
     identity::{
         Directory, NodeName, PodUid, Role, Roles, accounts, annotations::PlainNames, binding::Binding, links, lookup,
-        watch,
+        node, watch,
     },
     imds::{
         facts::Facts,
         key,
         limits::{Admission, Limits},
+        passage::Passage,
         respond::Imds,
         server::{self, Accept},
         upstream::{self, UpstreamError},
@@ -93,8 +96,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let admin_listener = bind("--admin-listen", config.admin_listen)?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
     let parts = parts(config.intercept, address, &config.limits)?;
-    let session_key = key::load_or_make(&config.state_dir)?;
     let limits = within_descriptors(config.limits);
+    let session_keys = key::load_or_make(&config.state_dir, clock::now().unix_seconds())?;
+    let session_keys = Arc::new(ArcSwap::from_pointee(session_keys));
 
     let readiness = Arc::new(Readiness::default());
     let mut tasks = JoinSet::new();
@@ -158,9 +162,22 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     spawn(&mut tasks, "refresher", refresher);
 
+    spawn(&mut tasks, "keeper of session keys", key::keep(config.state_dir, Arc::clone(&session_keys)));
     let facts = Facts::new(&config.facts);
-    tokio::spawn(facts.clone().learn(config.facts));
-    let imds = Imds::new(Arc::clone(&directory), Arc::clone(&store), session_key, facts, Arc::clone(&metrics));
+    {
+        let (facts, access, node) = (facts.clone(), Arc::clone(&access), config.node_name.clone());
+        let place = async move || node::place(&access.client().await.1, &node).await;
+        tokio::spawn(facts.learn(config.facts, place));
+    }
+    let imds = Imds::new(
+        Arc::clone(&directory),
+        Arc::clone(&store),
+        session_keys,
+        facts,
+        config.allowed.map(|(imds, allowed)| Passage::new(imds, allowed)),
+        config.require_imdsv2,
+        Arc::clone(&metrics),
+    );
     let accept = match config.intercept {
         Intercept::None => Accept::All,
         Intercept::Iptables => Accept::Redirected(METADATA.into()),

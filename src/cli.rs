@@ -76,6 +76,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "URL|off", default_value = "http://169.254.169.254", env = "KUBE2IRSA_IMDS_ENDPOINT")]
     pub imds_endpoint: String,
 
+    /// Further paths of the real metadata service that pods may read, separated by commas, such as
+    /// /latest/meta-data/local-ipv4; with a slash at its end, all below. Never credentials or user data.
+    #[arg(long, value_name = "PATH,…", default_value = "", hide_default_value = true, env = "KUBE2IRSA_ALLOW_PATH")]
+    pub allow_path: String,
+
     /// Audience of the service account tokens that are exchanged.
     #[arg(long, value_name = "AUDIENCE", default_value = "sts.amazonaws.com", env = "KUBE2IRSA_TOKEN_AUDIENCE")]
     pub token_audience: String,
@@ -159,6 +164,11 @@ pub struct RunArgs {
     /// How long a connection may stay open without a request.
     #[arg(long, value_name = "SECONDS", default_value = "60", env = "KUBE2IRSA_IDLE_TIMEOUT")]
     pub idle_timeout: String,
+
+    /// Refuse every request without a session token (IMDSv1), of whatever pod. Absent: only where a namespace or a
+    /// service account says so (annotation kube2irsa.io/require-imdsv2).
+    #[arg(long, env = "KUBE2IRSA_REQUIRE_IMDSV2")]
+    pub require_imdsv2: bool,
 
     /// Directory for the session key, best on tmpfs.
     #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]

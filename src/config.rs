@@ -9,6 +9,7 @@ use std::{
     str::FromStr,
 };
 
+use http::Uri;
 use kube::config::{Kubeconfig, NamedCluster};
 
 mod aws;
@@ -19,7 +20,7 @@ pub use self::aws::{ComposeRoleArn, Source, StsConfig, StsLocation};
 use crate::{
     cli::RunArgs,
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
-    imds::{facts::Given, limits::Limits},
+    imds::{allowed::AllowedPaths, facts::Given, limits::Limits},
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -52,6 +53,10 @@ pub struct Config {
     pub facts: Given,
     /// What a pod may take of the listener.
     pub limits: Limits,
+    /// What else pods may read of the real metadata service, and where that is.
+    pub allowed: Option<(Uri, AllowedPaths)>,
+    /// Whether every pod must bring a session token.
+    pub require_imdsv2: bool,
     /// Where the session key is kept.
     pub state_dir: PathBuf,
     /// How requests are redirected.
@@ -237,6 +242,7 @@ impl Config {
         }
         let Aws { sts, compose_role_arn, facts } = Aws::read(args, &mut errors);
         let limits = limits::read(args, &mut errors);
+        let allowed = allowed(args, facts.imds.as_ref(), &mut errors);
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
             node_name,
@@ -251,6 +257,8 @@ impl Config {
             token_access,
             facts,
             limits,
+            allowed,
+            require_imdsv2: args.require_imdsv2,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
             log_format,
@@ -258,6 +266,23 @@ impl Config {
             worker_threads,
         })
     }
+}
+
+fn allowed(args: &RunArgs, imds: Option<&Uri>, errors: &mut Errors) -> Option<(Uri, AllowedPaths)> {
+    let paths = args.allow_path.split(',').map(str::trim).filter(|path| !path.is_empty()).collect::<Vec<_>>();
+    if paths.is_empty() {
+        return None;
+    }
+    let allowed = AllowedPaths::new(paths).unwrap_or_else(|refused| {
+        for (path, why) in refused {
+            errors.add(format!("--allow-path {path:?}: {why}"), ());
+        }
+        AllowedPaths::default()
+    });
+    if args.imds_endpoint == "off" {
+        errors.add("--allow-path: there is nobody to ask for them (--imds-endpoint off)".to_owned(), ());
+    }
+    Some((imds?.clone(), allowed))
 }
 
 fn api_server(kubeconfig: Option<&str>, errors: &mut Errors) -> ApiServer {

@@ -28,15 +28,18 @@ pub enum RequestKind {
     RoleDocument,
     /// What is said of the node, or of the role beside its credentials.
     Node,
+    /// What the real metadata service is asked for.
+    Allowed,
     /// Anything else.
     Other,
 }
 
-const KINDS: [(RequestKind, &str); 5] = [
+const KINDS: [(RequestKind, &str); 6] = [
     (RequestKind::Token, "token"),
     (RequestKind::RoleName, "role_name"),
     (RequestKind::RoleDocument, "role_document"),
     (RequestKind::Node, "node"),
+    (RequestKind::Allowed, "allowed"),
     (RequestKind::Other, "other"),
 ];
 
@@ -96,6 +99,12 @@ pub struct Metrics {
     pub unidentified: IntCounterVec,
     /// Requests with a session token that is not good for their address.
     pub bad_session_tokens: IntCounter,
+    /// Requests of the metadata service's content without a session token.
+    pub requests_without_session: IntCounter,
+    /// Those that were refused for it.
+    pub refused_without_session: IntCounter,
+    /// Requests of an allowed path that the real metadata service was not asked for, or that it did not answer.
+    pub not_passed: IntCounterVec,
     /// TokenRequests, by result.
     pub token_requests: IntCounterVec,
     /// Calls of STS, by action and result.
@@ -216,6 +225,19 @@ impl Metrics {
             bad_session_tokens: counter(
                 "bad_session_tokens_total",
                 "Requests with a session token that is not good for their address.",
+            )?,
+            requests_without_session: counter(
+                "requests_without_session_total",
+                "GET and HEAD requests without a session token (IMDSv1).",
+            )?,
+            refused_without_session: counter(
+                "requests_without_session_refused_total",
+                "Those of them that were refused, since a session token was required.",
+            )?,
+            not_passed: counters(
+                "allowed_paths_failed_total",
+                "Requests of a path of --allow-path without an answer of the real metadata service, by reason.",
+                &["reason"],
             )?,
             token_requests: counters(
                 "token_requests_total",

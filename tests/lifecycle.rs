@@ -58,7 +58,7 @@ fn what_keeps_it_from_starting_is_said_in_one_line_and_leaves_nothing_behind() {
     fs::write(&file, "").unwrap();
     let exposed = directory.join("exposed");
     fs::create_dir(&exposed).unwrap();
-    fs::write(exposed.join("session.key"), [0; 32]).unwrap();
+    fs::write(exposed.join("session.key"), [0; 40]).unwrap();
     fs::set_permissions(exposed.join("session.key"), fs::Permissions::from_mode(0o644)).unwrap();
 
     let (broken, file, exposed) = (broken.to_str().unwrap(), file.to_str().unwrap(), exposed.to_str().unwrap());
@@ -94,17 +94,35 @@ fn assert_fails(sandbox: &Sandbox, flags: &[&str], code: i32) {
 }
 
 #[test]
-fn session_tokens_outlive_a_restart() {
+fn session_tokens_outlive_a_restart_and_a_change_of_keys() {
     let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     let ttl = [("X-aws-ec2-metadata-token-ttl-seconds", "60")];
     let token = support::ask(&web, "PUT", "/latest/api/token", &ttl).unwrap().text().to_owned();
     assert!(daemon.stop().success());
-    let mode = fs::metadata(sandbox.state_dir().join("session.key")).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    let file = sandbox.state_dir().join("session.key");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let status = || support::ask(&web, "GET", ROLE_NAME, &[("X-aws-ec2-metadata-token", &token)]).unwrap().status;
+    let daemon = Daemon::ready(&sandbox, &[]);
+    assert_eq!(status(), 200);
+
+    let age_by_half_a_day = || {
+        let mut keys = fs::read(&file).unwrap();
+        let made = u64::from_be_bytes(keys[..8].try_into().unwrap());
+        keys[..8].copy_from_slice(&(made - 12 * 3600).to_be_bytes());
+        fs::write(&file, &keys).unwrap();
+        keys
+    };
+    assert!(daemon.stop().success());
+    let old = age_by_half_a_day();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    let new = fs::read(&file).unwrap();
+    assert_eq!(new[40..], old[8..], "the key before is kept");
+    assert_eq!(status(), 200, "and good");
+    assert!(daemon.stop().success());
+    age_by_half_a_day();
     let _daemon = Daemon::ready(&sandbox, &[]);
-    let answer = support::ask(&web, "GET", ROLE_NAME, &[("X-aws-ec2-metadata-token", &token)]).unwrap();
-    assert_eq!(answer.status, 200);
+    assert_eq!(status(), 401, "not after two changes: by then every token of its time has expired");
 }
 
 #[test]

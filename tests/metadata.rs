@@ -122,6 +122,59 @@ fn a_token_that_is_not_the_pods_own_is_refused() {
     assert!(metric(&sandbox, "kube2irsa_bad_session_tokens_total") >= 5.0);
 }
 
+#[test]
+fn a_token_dies_with_its_pod_though_the_address_lives_on() {
+    let (sandbox, web, _daemon) = cluster();
+    let token = ask(&web, "PUT", "/latest/api/token", &[(TTL, "600")]).unwrap().text().to_owned();
+    let address = web.address();
+    let with_token = |pod: &Pod| ask(pod, "GET", ROLE_NAME, &[(TOKEN, &token)]).unwrap().status;
+    assert_eq!(with_token(&web), 200);
+    sandbox.remove_pod(web).unwrap();
+    // Pods start in whole seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let next = sandbox.add_pod_at("team-a", "web-1", "web", address).unwrap();
+    eventually("the next pod is served", || ask(&next, "GET", ROLE_NAME, &[]).unwrap().status == 200);
+    assert_eq!(with_token(&next), 401);
+}
+
+const REQUIRE: &str = "kube2irsa.io/require-imdsv2";
+
+#[test]
+fn where_session_tokens_are_required_nothing_is_served_without_one() {
+    let (sandbox, web) = with_a_pod();
+    let paths = [ROLE_NAME, &format!("{ROLE_NAME}web"), "/latest/meta-data/placement/region", "/latest/", "/nothing"];
+    let assert_refused = |pod: &Pod| {
+        for path in paths {
+            let answer = ask(pod, "GET", path, &[]).unwrap();
+            assert_eq!((answer.status, answer.body.len()), (401, 0), "{path}");
+        }
+        let token = ask(pod, "PUT", "/latest/api/token", &[(TTL, "60")]).unwrap();
+        let served = ask(pod, "GET", ROLE_NAME, &[(TOKEN, token.text())]).unwrap();
+        assert_eq!((served.status, served.text()), (200, "web"));
+    };
+    {
+        let _daemon = Daemon::ready(&sandbox, &["--require-imdsv2"]);
+        assert_refused(&web);
+        assert!(metric(&sandbox, "kube2irsa_requests_without_session_refused_total") >= 5.0);
+    }
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    assert_eq!(ask(&web, "GET", ROLE_NAME, &[]).unwrap().status, 200, "by default they are not");
+    assert!(metric(&sandbox, "kube2irsa_requests_without_session_total") >= 1.0);
+
+    let is_required = || ask(&web, "GET", ROLE_NAME, &[]).unwrap().status == 401;
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
+    let with_role = [("eks.amazonaws.com/role-arn", role.as_str()), (REQUIRE, "true")];
+    sandbox.annotate("team-a", "web", &with_role);
+    eventually("the service account requires them", is_required);
+    assert_refused(&web);
+    sandbox.annotate("team-a", "web", &with_role[..1]);
+    eventually("it does no more", || !is_required());
+
+    sandbox.cloud.kubernetes.create_namespace("team-a", &[(REQUIRE, "true")]);
+    eventually("the namespace requires them", is_required);
+    assert_refused(&web);
+}
+
 const ZONE: &str = "/latest/meta-data/placement/availability-zone";
 const ID: &str = "/latest/meta-data/instance-id";
 const IDENTITY: &str = "/latest/dynamic/instance-identity/document";
@@ -170,6 +223,15 @@ fn off_ec2_the_flags_say_what_is_said_of_the_node() {
 }
 
 #[test]
+fn off_ec2_the_nodes_labels_say_what_the_flags_do_not() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &["--imds-endpoint", "off", "--region", "eu-west-1"]);
+    assert_eq!(ask(&web, "GET", "/latest/meta-data/placement/region", &[]).unwrap().text(), "eu-west-1");
+    assert_eq!(ask(&web, "GET", ZONE, &[]).unwrap().text(), "eu-central-1a");
+    assert_eq!(ask(&web, "GET", IDENTITY, &[]).unwrap().json()["availabilityZone"], "eu-central-1a");
+}
+
+#[test]
 fn what_the_real_service_has_not_said_yet_is_waited_for_and_then_503() {
     let (sandbox, web) = with_a_pod();
     sandbox.cloud.imds.set_down(true);
@@ -178,6 +240,78 @@ fn what_the_real_service_has_not_said_yet_is_waited_for_and_then_503() {
     assert_eq!(ask(&web, "GET", ZONE, &[]).unwrap().status, 503);
     sandbox.cloud.imds.set_down(false);
     eventually("it is known", || ask(&web, "GET", ZONE, &[]).unwrap().text() == "eu-central-1a");
+}
+
+#[test]
+fn what_an_operator_allows_is_passed_from_the_real_service_and_nothing_else_of_it() {
+    let (sandbox, web) = with_a_pod();
+    let allowed = "/latest/meta-data/,/latest/dynamic/,/latest/user-data-not";
+    let _daemon = Daemon::ready(&sandbox, &["--allow-path", allowed]);
+    for path in ["/latest/meta-data/hostname", "/2021-07-15/meta-data//instance-type/", "/latest/meta-data/services/"] {
+        let answer = ask(&web, "GET", path, &[]).unwrap();
+        let (status, real) = get(sandbox.node(), METADATA, path.trim_end_matches("pe/")).unwrap();
+        assert_eq!((answer.status, answer.header("server")), (200, Some("EC2ws")), "{path}");
+        assert!(status != 200 || answer.text() == real, "{path}");
+    }
+    let folder = ask(&web, "GET", "/latest/meta-data/services", &[]).unwrap();
+    assert_eq!((folder.status, folder.text()), (200, "domain\npartition"), "not a redirect");
+    assert_eq!(ask(&web, "GET", "/latest/meta-data/no-such", &[]).unwrap().status, 404);
+
+    // The pod's own, as ever.
+    assert_eq!(ask(&web, "GET", ROLE_NAME, &[]).unwrap().text(), "web");
+    let asked = sandbox.cloud.imds.requests().len();
+    for path in [
+        "/latest/user-data",
+        "/latest/user-data/",
+        "/latest/meta-data/iam/security-credentials/node",
+        "/latest/meta-data/IAM/security-credentials/node",
+        "/latest/meta-data/hostname/../iam/security-credentials/node",
+        "/latest/meta-data/hostname/..%2fiam/security-credentials/node",
+        "/latest/meta-data\\iam\\security-credentials\\node",
+        "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
+        "/latest/dynamic/instance-identity/pkcs7",
+        "/latest/meta-data/%69am/security-credentials/node",
+    ] {
+        let answer = ask(&web, "GET", path, &[]).unwrap();
+        assert_eq!((answer.status, answer.body.len()), (404, 0), "{path}");
+    }
+    assert_eq!(ask(&web, "HEAD", "/latest/meta-data/hostname", &[]).unwrap().status, 404, "only GET is passed");
+    assert_eq!(sandbox.cloud.imds.requests().len(), asked, "none of them came to the real service");
+    assert_eq!(sandbox.cloud.imds.credential_requests(), 0);
+
+    sandbox.cloud.imds.stall(true);
+    assert_eq!(ask(&web, "GET", "/latest/meta-data/mac", &[]).unwrap().status, 503);
+    assert_eq!(metric(&sandbox, "kube2irsa_allowed_paths_failed_total{reason=\"failed\"}"), 1.0);
+    sandbox.cloud.imds.stall(false);
+    assert_eq!(ask(&web, "GET", "/latest/meta-data/mac", &[]).unwrap().status, 200);
+    let first = sandbox.cloud.imds.requests().len();
+    for _ in 0..10 {
+        ask(&web, "GET", "/latest/meta-data/mac", &[]).unwrap();
+    }
+    let reads = (sandbox.cloud.imds.requests().len() - first) / 2;
+    assert!(reads < 10, "what was answered a moment ago is not asked for again: {reads}");
+}
+
+#[test]
+fn one_pod_cannot_use_up_what_the_real_service_answers_the_node() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &["--allow-path", "/latest/meta-data/tags/"]);
+    let before = sandbox.cloud.imds.requests().len();
+    let started = std::time::Instant::now();
+    let ask_all = |thread: usize| {
+        let mut connection = connect(&web).unwrap();
+        for number in 0..20 {
+            connection.send("GET", &format!("/latest/meta-data/tags/{thread}-{number}"), &[]).unwrap();
+            let status = connection.answer().unwrap().status;
+            assert!([404, 503].contains(&status), "{status}");
+        }
+    };
+    std::thread::scope(|scope| (0..40).for_each(|thread| drop(scope.spawn(move || ask_all(thread)))));
+    let reads = (sandbox.cloud.imds.requests().len() - before) / 2;
+    // A burst of 20 and 20 a second.
+    let most = 21.0 + 20.0 * started.elapsed().as_secs_f64();
+    assert!((reads as f64) <= most, "{reads} reads of 800 requests, {most} at most");
+    assert!(metric(&sandbox, "kube2irsa_allowed_paths_failed_total{reason=\"limited\"}") > 0.0);
 }
 
 #[test]

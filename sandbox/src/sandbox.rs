@@ -131,10 +131,14 @@ impl Sandbox {
         let pod = NewPod::new(DAEMON, DAEMON_POD).service_account(DAEMON).node(NODE).host_network();
         kubernetes.create_pod(pod);
         kubernetes.run_pod(DAEMON, DAEMON_POD, &[NODE_ADDRESS.into()]);
+        let labels =
+            [("topology.kubernetes.io/region", "eu-central-1"), ("topology.kubernetes.io/zone", "eu-central-1a")];
+        kubernetes.label_node(NODE, &labels);
         for grant in [
             Grant::new(&["impersonate:associated-node"], "nodes").group("authentication.k8s.io"),
             Grant::new(&["impersonate-on:associated-node:list", "impersonate-on:associated-node:watch"], "pods"),
             Grant::new(&["impersonate-on:associated-node:create"], "serviceaccounts/token"),
+            Grant::new(&["impersonate-on:associated-node:get"], "nodes"),
             Grant::new(&["get", "list", "watch"], "serviceaccounts"),
             Grant::new(&["get", "list", "watch"], "namespaces"),
             Grant::new(&["create", "patch"], "events").group("events.k8s.io"),

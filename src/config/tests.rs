@@ -76,6 +76,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--request-timeout", "0"),
         ("--idle-timeout", "NaN"),
         ("--state-dir", ""),
+        ("--allow-path", "/latest/user-data"),
         ("--intercept", "ebpf"),
         ("--ca-bundle", no_pem),
         ("--log-format", "xml"),

@@ -17,12 +17,12 @@ use tokio::{
 };
 
 use super::{
-    annotations::Keys,
+    annotations::{Keys, require_imdsv2},
     caller::ServiceAccount,
     collection::{Collection, News},
     directory::Directory,
     names::{Namespace, ServiceAccountName},
-    policy::{NamespacePolicy, PERMITTED_ROLES, PermittedRoles},
+    policy::{Demands, NamespacePolicy, PERMITTED_ROLES, PermittedRoles},
 };
 use crate::metrics::Metrics;
 
@@ -73,16 +73,16 @@ pub async fn service_accounts(
                     let (client, metrics) = (client.clone(), Arc::clone(&metrics));
                     Collection { client, path, resource, fields, metadata_only: true, page: PAGE, metrics }
                 };
-                let permitted = (policy != NamespacePolicy::Off).then(|| {
+                let demands = (policy != NamespacePolicy::Off).then(|| {
                     let this_alone = Some(format!("metadata.name={namespace}"));
                     let this_alone = collection("namespaces", "/api/v1/namespaces".to_owned(), this_alone);
-                    tasks.spawn(permitted_roles(this_alone, namespace.clone(), Arc::clone(&directory)))
+                    tasks.spawn(demands(this_alone, namespace.clone(), Arc::clone(&directory)))
                 });
                 let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
                 let accounts = collection("serviceaccounts", path, None);
                 let (keys, directory) = (keys.clone(), Arc::clone(&directory));
                 let accounts = tasks.spawn(of_namespace(accounts, namespace.clone(), keys, directory));
-                permitted.into_iter().chain([accounts]).collect()
+                demands.into_iter().chain([accounts]).collect()
             });
         }
         metrics.service_account_watches.set(i64::try_from(watches.len()).unwrap_or(i64::MAX));
@@ -110,28 +110,27 @@ async fn of_namespace(accounts: Collection, namespace: Namespace, mut keys: Rece
     }
 }
 
-async fn permitted_roles(this_alone: Collection, namespace: Namespace, directory: Arc<Directory>) {
-    let permits = |object: SlimObject| {
-        object.metadata.annotations.as_ref()?.get(PERMITTED_ROLES).map(|globs| PermittedRoles::new(globs))
+async fn demands(this_alone: Collection, namespace: Namespace, directory: Arc<Directory>) {
+    let read = |object: SlimObject| {
+        let annotations = object.metadata.annotations.unwrap_or_default();
+        let permitted = annotations.get(PERMITTED_ROLES).map(|globs| PermittedRoles::new(globs));
+        Demands { permitted, require_imdsv2: require_imdsv2(&annotations) }
     };
     let heard = |news| match news {
-        // One that cannot be read permits nothing.
-        News::All(permitted) => {
-            directory.apply_permitted(&namespace, permitted.into_iter().next().unwrap_or_else(nothing));
+        News::All(demands) => {
+            let demands = demands.into_iter().next().unwrap_or_else(Demands::strictest);
+            directory.apply_demands(&namespace, demands);
         }
-        News::Changed(permitted) => directory.apply_permitted(&namespace, permitted),
-        News::Unreadable(_) => directory.apply_permitted(&namespace, nothing()),
+        News::Changed(demands) => directory.apply_demands(&namespace, demands),
+        News::Unreadable(_) => directory.apply_demands(&namespace, Demands::strictest()),
         // Its pods end with it.
         News::Gone(_) | News::UpToDate => {}
     };
-    this_alone.follow(permits, || {}, heard).await;
-}
-
-fn nothing() -> Option<PermittedRoles> {
-    Some(PermittedRoles::new(""))
+    this_alone.follow(read, || {}, heard).await;
 }
 
 fn read(keys: &Keys, SlimObject { metadata }: SlimObject) -> (ServiceAccountName, ServiceAccount) {
-    let wishes = keys.read(&metadata.annotations.unwrap_or_default());
-    (metadata.name.into(), ServiceAccount { uid: metadata.uid.into(), wishes })
+    let annotations = metadata.annotations.unwrap_or_default();
+    let (wishes, require_imdsv2) = (keys.read(&annotations), require_imdsv2(&annotations));
+    (metadata.name.into(), ServiceAccount { uid: metadata.uid.into(), wishes, require_imdsv2 })
 }

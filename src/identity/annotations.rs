@@ -21,6 +21,8 @@ const TARGET_ROLE_ARN: &str = "kube2irsa.io/target-role-arn";
 /// The annotation that says which external id a second hop is made with.
 pub const EXTERNAL_ID: &str = "kube2irsa.io/external-id";
 const ADDITIONAL_ROLE_ARNS: &str = "kube2irsa.io/additional-role-arns";
+/// The annotation, of a namespace too, by which pods must bring a session token (IMDSv2).
+const REQUIRE_IMDSV2: &str = "kube2irsa.io/require-imdsv2";
 
 /// What AWS allows a session to last, in seconds; the longest of a role that another role assumes.
 const SESSION_LIMITS: std::ops::RangeInclusive<u32> = 900..=43_200;
@@ -267,6 +269,13 @@ fn session_seconds(text: Option<&str>, longest: u32) -> Result<u32, AnnotationEr
     seconds.ok_or_else(|| AnnotationError::SessionDuration { text: text.chars().take(40).collect(), longest })
 }
 
+/// Whether these annotations, of a service account or of a namespace, ask that its pods bring a session token. A word
+/// that is neither true nor false is taken for true: a slip must not open what was to be closed.
+#[must_use]
+pub fn require_imdsv2(annotations: &BTreeMap<String, String>) -> bool {
+    annotations.get(REQUIRE_IMDSV2).is_some_and(|text| !text.is_empty() && parse_bool(text) != Some(false))
+}
+
 /// The words of Go's `strconv.ParseBool`, and no others.
 fn parse_bool(text: &str) -> Option<bool> {
     match text {
@@ -329,6 +338,14 @@ mod tests {
         ] {
             assert_eq!(wish(&[("eks.amazonaws.com/sts-regional-endpoints", text)]).regional_sts, value, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_session_token_is_required_unless_nothing_or_false_is_said() {
+        let required = |text: &str| require_imdsv2(&BTreeMap::from([(REQUIRE_IMDSV2.to_owned(), text.to_owned())]));
+        assert!(!require_imdsv2(&BTreeMap::new()));
+        assert!(["true", "1", "T", "yes", "ture"].into_iter().all(required));
+        assert!(!["", "false", "0", "F"].into_iter().any(required));
     }
 
     #[test]

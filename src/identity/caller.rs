@@ -103,6 +103,8 @@ pub struct Caller {
     pub pod: Arc<Pod>,
     /// Its service account's roles.
     pub roles: Roles,
+    /// Whether its service account or its namespace asks that it bring a session token.
+    pub require_imdsv2: bool,
 }
 
 /// Why nobody could be found behind an address in time.
@@ -139,8 +141,10 @@ impl Unidentified {
 pub struct ServiceAccount {
     /// `metadata.uid`.
     pub uid: ServiceAccountUid,
-    /// What its annotations say.
+    /// What its annotations say of roles.
     pub wishes: Result<Option<Wishes>, AnnotationError>,
+    /// Whether its pods must bring a session token.
+    pub require_imdsv2: bool,
 }
 
 impl ServiceAccount {

@@ -24,7 +24,7 @@ use super::{
     caller::{Caller, Grant, Role, Roles, ServiceAccount, Unidentified},
     index::{Changed, Claim, Pod, PodIndex},
     names::{Namespace, PodUid, ServiceAccountName, ServiceAccountUid},
-    policy::{NamespacePolicy, PermittedRoles},
+    policy::{Demands, NamespacePolicy},
 };
 
 mod linked;
@@ -77,8 +77,8 @@ struct State {
     ends: u64,
     accounts: HashMap<Namespace, Accounts>,
     policy: NamespacePolicy,
-    /// What namespaces permit, of those that are known.
-    permitted: HashMap<Namespace, Option<PermittedRoles>>,
+    /// What namespaces demand, of those that are known.
+    demands: HashMap<Namespace, Demands>,
 }
 
 #[derive(Default)]
@@ -208,7 +208,7 @@ impl Directory {
         state.pods_synced
             && self.namespaces.borrow().iter().all(|namespace| {
                 state.accounts.get(namespace).is_some_and(|accounts| accounts.synced)
-                    && (state.policy == NamespacePolicy::Off || state.permitted.contains_key(namespace))
+                    && (state.policy == NamespacePolicy::Off || state.demands.contains_key(namespace))
             })
     }
 
@@ -318,10 +318,10 @@ impl Directory {
         self.publish_namespace(&mut state, namespace);
     }
 
-    /// What a namespace permits: `None` if it does not say.
-    pub fn apply_permitted(&self, namespace: &Namespace, permitted: Option<PermittedRoles>) {
+    /// What a namespace demands.
+    pub fn apply_demands(&self, namespace: &Namespace, demands: Demands) {
         let mut state = self.state();
-        state.permitted.insert(namespace.clone(), permitted);
+        state.demands.insert(namespace.clone(), demands);
         self.publish_namespace(&mut state, namespace);
     }
 
@@ -329,7 +329,7 @@ impl Directory {
     pub fn forget_namespace(&self, namespace: &Namespace) {
         let mut state = self.state();
         state.accounts.remove(namespace);
-        state.permitted.remove(namespace);
+        state.demands.remove(namespace);
         self.publish_namespace(&mut state, namespace);
     }
 
@@ -350,7 +350,7 @@ impl Directory {
                 Claim::Disputed => Some(Entry::Withheld(Unidentified::Disputed)),
                 Claim::Suspended => Some(Entry::Withheld(Unidentified::Suspended)),
                 Claim::Unbound => Some(Entry::Withheld(Unidentified::Unbound)),
-                Claim::Pod(pod) => Some(Entry::Caller(Arc::new(Caller { roles: state.roles(&pod), pod }))),
+                Claim::Pod(pod) => Some(Entry::Caller(Arc::new(state.caller(pod)))),
             };
             if self.get(*address) == new {
                 continue;
@@ -420,6 +420,13 @@ impl State {
         old
     }
 
+    fn caller(&self, pod: Arc<Pod>) -> Caller {
+        let account = self.accounts.get(&pod.namespace).and_then(|of| of.by_name.get(&pod.service_account));
+        let require_imdsv2 = account.is_some_and(|account| account.require_imdsv2)
+            || self.demands.get(&pod.namespace).is_some_and(|demands| demands.require_imdsv2);
+        Caller { roles: self.roles(&pod), pod, require_imdsv2 }
+    }
+
     fn roles(&self, pod: &Arc<Pod>) -> Roles {
         self.roles.get(&pod.uid).cloned().unwrap_or_else(|| self.read_roles(pod))
     }
@@ -430,8 +437,8 @@ impl State {
         if self.policy == NamespacePolicy::Off || roles.grants().next().is_none() {
             return roles;
         }
-        let Some(permitted) = self.permitted.get(&pod.namespace) else { return Roles::default() };
-        let permits = |arn: &str| self.policy.permits(permitted.as_ref(), arn);
+        let Some(demands) = self.demands.get(&pod.namespace) else { return Roles::default() };
+        let permits = |arn: &str| self.policy.permits(demands.permitted.as_ref(), arn);
         roles.map(|role| {
             let Role::Granted(grant) = &role else { return role };
             let Some(refused) = grant.wish.hops().find(|hop| !permits(hop.as_str())).cloned() else { return role };

@@ -15,6 +15,7 @@ pub mod links;
 pub mod lookup;
 pub mod names;
 mod netlink;
+pub mod node;
 pub mod policy;
 pub mod watch;
 

@@ -1,10 +1,27 @@
-//! Which roles a namespace permits: globs over the whole ARN. Pure.
+//! What a namespace demands of its pods, and which roles it permits: globs over the whole ARN. Pure.
 //!
 //! `*` stands for any run of characters without `:`, so that it never crosses into another account or
 //! partition. A glob is anchored at both ends; alternatives are separate globs.
 
 /// The annotation that lists the roles which a namespace permits.
 pub const PERMITTED_ROLES: &str = "kube2irsa.io/permitted-roles";
+
+/// What a namespace says of its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// The roles that it permits, if it says so.
+    pub permitted: Option<PermittedRoles>,
+    /// Whether they must bring a session token.
+    pub require_imdsv2: bool,
+}
+
+impl Demands {
+    /// Those of a namespace that cannot be read: the strictest.
+    #[must_use]
+    pub fn strictest() -> Self {
+        Self { permitted: Some(PermittedRoles::new("")), require_imdsv2: true }
+    }
+}
 
 /// How namespaces limit the roles of their pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

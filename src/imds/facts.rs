@@ -1,7 +1,7 @@
 //! What the metadata service says of the node: the same for all its pods, and no secret.
 //!
-//! Owns where it comes from: flags, else the real service, asked through a session of our own until it answers. What
-//! neither says is not there. The real service's signatures of its document are never passed on: they would prove to
+//! Owns where it comes from: flags, else the real service, asked through a session of our own until it answers, or, where
+//! there is none, the node's labels. What nobody says is not there. The real service's signatures of its document are never passed on: they would prove to
 //! others that a pod is the node.
 
 use std::{sync::Arc, time::Duration};
@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::{sync::watch, time::Instant};
 
 use super::upstream;
+use crate::identity::node::{Place, PlaceError};
 
 /// Pauses between questions double from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -80,26 +81,56 @@ struct Made<'a> {
 // === impl Facts ===
 
 impl Facts {
-    /// What the flags say, and nothing yet of what the real service is to be asked.
+    /// What the flags say, and nothing yet of what others are to be asked.
     #[must_use]
     pub fn new(given: &Given) -> Self {
         let facts = Self(Arc::default());
         for fact in FACTS {
-            match given.says(fact) {
-                Some(text) => facts.set(fact, Known::This(text.to_owned().into())),
-                None if given.imds.is_none() => facts.set(fact, Known::Nothing),
-                None => {}
+            if let Some(text) = given.says(fact) {
+                facts.set(fact, Known::This(text.to_owned().into()));
             }
-        }
-        if given.imds.is_none() {
-            facts.set(Fact::Document, given.document());
         }
         facts
     }
 
-    /// Asks the real service until all is known; ends then.
-    pub async fn learn(self, given: Given) {
-        let Some(imds) = &given.imds else { return };
+    /// Asks until all is known, and ends then: the real service if there is one, else what `place` asks.
+    pub async fn learn(self, given: Given, place: impl AsyncFn() -> Result<Place, PlaceError>) {
+        match given.imds.clone() {
+            Some(imds) => self.learn_from_imds(given, &imds).await,
+            None => self.learn_from_node(given, place).await,
+        }
+    }
+
+    async fn learn_from_node(self, given: Given, place: impl AsyncFn() -> Result<Place, PlaceError>) {
+        let mut pause = FIRST_PAUSE;
+        let place = loop {
+            // All is given but perhaps the instance's id, which few ask for: not worth a right to read nodes.
+            if given.region.is_some() && given.zone.is_some() {
+                break Place::default();
+            }
+            match place().await {
+                Ok(place) => break place,
+                Err(error @ PlaceError::Refused { .. }) => {
+                    tracing::warn!("pods are told of this node only what flags say: {error}");
+                    break Place::default();
+                }
+                Err(PlaceError::Unknown) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        };
+        let given = Given {
+            region: given.region.or(place.region),
+            zone: given.zone.or(place.zone),
+            instance_id: given.instance_id.or(place.instance_id),
+            ..given
+        };
+        for fact in FACTS {
+            let known = given.says(fact).map_or(Known::Nothing, |text| Known::This(text.to_owned().into()));
+            self.set(fact, if fact == Fact::Document { given.document() } else { known });
+        }
+    }
+
+    async fn learn_from_imds(self, given: Given, imds: &Uri) {
         let mut pause = FIRST_PAUSE;
         let mut told = false;
         loop {
@@ -190,15 +221,25 @@ mod tests {
         Instant::now() + Duration::from_millis(20)
     }
 
+    async fn learnt(given: &Given, place: impl Fn() -> Result<Place, PlaceError>) -> Facts {
+        let facts = Facts::new(given);
+        facts.clone().learn(given.clone(), async || place()).await;
+        facts
+    }
+
+    fn refused() -> Result<Place, PlaceError> {
+        Err(PlaceError::Refused { node: "node-1".into(), message: "forbidden".to_owned() })
+    }
+
     #[tokio::test]
-    async fn off_ec2_it_is_what_the_flags_say_and_a_document_made_of_that() {
+    async fn off_ec2_it_is_what_flags_or_labels_say_and_a_document_made_of_that() {
         let given = Given {
             region: Some("eu-central-1".to_owned()),
             zone: Some("eu-central-1a".to_owned()),
             account: Some("111122223333".to_owned()),
             ..Given::default()
         };
-        let facts = Facts::new(&given);
+        let facts = learnt(&given, || panic!("nobody needs to be asked")).await;
         assert_eq!(facts.get(Fact::Region, soon()).await.unwrap().as_deref(), Some(&b"eu-central-1"[..]));
         assert_eq!(facts.get(Fact::InstanceId, soon()).await, Ok(None));
         let document = facts.get(Fact::Document, soon()).await.unwrap().unwrap();
@@ -211,10 +252,16 @@ mod tests {
                 "version": "2017-09-30",
             })
         );
-        let facts = Facts::new(&Given::default());
+        let facts = learnt(&Given::default(), refused).await;
         for fact in FACTS {
             assert_eq!(facts.get(fact, soon()).await, Ok(None), "{fact:?}");
         }
+        let given = Given { region: Some("eu-west-1".to_owned()), ..Given::default() };
+        let [region, zone] = ["elsewhere", "elsewhere-1"].map(|text| Some(text.to_owned()));
+        let facts =
+            learnt(&given, || Ok(Place { region: region.clone(), zone: zone.clone(), instance_id: None })).await;
+        assert_eq!(facts.get(Fact::Region, soon()).await.unwrap().as_deref(), Some(&b"eu-west-1"[..]), "flags first");
+        assert_eq!(facts.get(Fact::Zone, soon()).await.unwrap().as_deref(), Some(&b"elsewhere-1"[..]));
     }
 
     #[tokio::test]

@@ -6,9 +6,11 @@
 //! [`identity`]: crate::identity
 //! [`credentials`]: crate::credentials
 
+pub mod allowed;
 pub mod facts;
 pub mod key;
 pub mod limits;
+pub mod passage;
 mod patience;
 pub mod respond;
 pub mod route;

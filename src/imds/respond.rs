@@ -5,6 +5,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Response, StatusCode,
@@ -16,8 +17,10 @@ use tokio::time::Instant;
 
 use super::{
     facts::{Fact, Facts},
+    passage::Passage,
     route::{Route, route},
-    session::{Issued, LONGEST_TTL_SECONDS, SessionKey},
+    session::{Issued, LONGEST_TTL_SECONDS, SessionKeys},
+    upstream::Page,
 };
 use crate::{
     clock,
@@ -45,8 +48,10 @@ pub struct Close;
 pub struct Imds {
     directory: Arc<Directory>,
     store: Arc<Store>,
-    key: SessionKey,
+    keys: Arc<ArcSwap<SessionKeys>>,
     facts: Facts,
+    passage: Option<Passage>,
+    require_imdsv2: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -54,21 +59,25 @@ pub struct Imds {
 enum Answer {
     Empty(StatusCode),
     Text(Bytes),
+    Page(Page),
     Token { token: String, ttl: u64 },
     OnlyPut,
 }
 
 impl Imds {
-    /// Answers for the pods in `directory`, with the credentials in `store`.
+    /// Answers for the pods in `directory`, with the credentials in `store`. With `require_imdsv2` all of them must
+    /// bring a session token, else those of which that is said.
     #[must_use]
     pub fn new(
         directory: Arc<Directory>,
         store: Arc<Store>,
-        key: SessionKey,
+        keys: Arc<ArcSwap<SessionKeys>>,
         facts: Facts,
+        passage: Option<Passage>,
+        require_imdsv2: bool,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { directory, store, key, facts, metrics }
+        Self { directory, store, keys, facts, passage, require_imdsv2, metrics }
     }
 
     /// The answer to a request from `peer`, a canonical address. No request's body means anything.
@@ -77,12 +86,19 @@ impl Imds {
     /// When the connection is to be closed instead.
     pub async fn respond(&self, head: request::Parts, peer: IpAddr) -> Result<Response<Full<Bytes>>, Close> {
         let deadline = Instant::now() + BUDGET;
-        let route = route(head.uri.path());
+        let mut route = route(head.uri.path());
+        if route == Route::Other
+            && head.method == Method::GET
+            && let Some(path) = self.passage.as_ref().and_then(|passage| passage.judge(head.uri.path()))
+        {
+            route = Route::Allowed(path);
+        }
         let kind = match route {
             Route::Token | Route::DatedToken => RequestKind::Token,
             Route::RoleName => RequestKind::RoleName,
             Route::RoleDocument(_) => RequestKind::RoleDocument,
             Route::Iam | Route::IamInfo | Route::Node(_) | Route::Folder(_) => RequestKind::Node,
+            Route::Allowed(_) => RequestKind::Allowed,
             Route::Other => RequestKind::Other,
         };
         let answer = match (&head.method, route) {
@@ -113,18 +129,30 @@ impl Imds {
         let digits = |ttl: &&str| ttl.bytes().all(|byte| byte.is_ascii_digit());
         let ttl = headers.get(TOKEN_TTL).and_then(|ttl| ttl.to_str().ok().filter(digits)?.parse().ok());
         match ttl.filter(|ttl| (1..=LONGEST_TTL_SECONDS).contains(ttl)) {
-            Some(ttl) => Answer::Token { token: self.key.issue(peer, clock::now().unix_seconds(), ttl), ttl },
+            Some(ttl) => Answer::Token { token: self.keys.load().issue(peer, clock::now().unix_seconds(), ttl), ttl },
             None => Answer::Empty(StatusCode::BAD_REQUEST),
         }
     }
 
     /// When the request's session token was issued, if it has one. One that is not good is an error.
     fn session(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Option<Issued>, Answer> {
-        let Some(token) = headers.get(TOKEN) else { return Ok(None) };
-        match self.key.verify(token.as_bytes(), peer, clock::now().unix_seconds()) {
+        let Some(token) = headers.get(TOKEN) else {
+            self.metrics.requests_without_session.inc();
+            return if self.require_imdsv2 { Err(self.no_token()) } else { Ok(None) };
+        };
+        match self.keys.load().verify(token.as_bytes(), peer, clock::now().unix_seconds()) {
             Some(issued) => Ok(Some(issued)),
             None => Err(self.bad_token()),
         }
+    }
+
+    fn is_known_to_require_imdsv2(&self, peer: IpAddr) -> bool {
+        self.directory.identified(peer).is_some_and(|caller| caller.require_imdsv2)
+    }
+
+    fn no_token(&self) -> Answer {
+        self.metrics.refused_without_session.inc();
+        Answer::Empty(StatusCode::UNAUTHORIZED)
     }
 
     fn bad_token(&self) -> Answer {
@@ -141,7 +169,14 @@ impl Imds {
                 (Ok(_), Route::Node(fact)) => self.of_node(fact, deadline).await,
                 (Ok(caller), route) => of_role(&caller.roles.main, route),
             },
-            // The same for all, and nothing of anybody.
+            Route::Allowed(path) => match self.caller(session, peer, deadline).await {
+                Ok(_) => self.passed(path, deadline).await,
+                Err(answer) => answer,
+            },
+            // What is the same for all is not waited for.
+            Route::Folder(_) | Route::Other if session.is_none() && self.is_known_to_require_imdsv2(peer) => {
+                self.no_token()
+            }
             Route::Folder(content) => Answer::Text(Bytes::from_static(content.as_bytes())),
             Route::Token | Route::DatedToken | Route::Other => Answer::Empty(StatusCode::NOT_FOUND),
         }
@@ -156,11 +191,12 @@ impl Imds {
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             })
         })?;
-        // Older than the pod that holds the address now: a token of the pod that held it before.
-        if session.is_some_and(|Issued(issued)| issued < caller.pod.started) {
-            return Err(self.bad_token());
+        match session {
+            // Older than the pod that holds the address now: a token of the pod that held it before.
+            Some(Issued(issued)) if issued < caller.pod.started => Err(self.bad_token()),
+            None if caller.require_imdsv2 => Err(self.no_token()),
+            Some(_) | None => Ok(caller),
         }
-        Ok(caller)
     }
 
     async fn of_node(&self, fact: Fact, deadline: Instant) -> Answer {
@@ -168,6 +204,18 @@ impl Imds {
             Ok(Some(text)) => Answer::Text(text),
             Ok(None) => Answer::Empty(StatusCode::NOT_FOUND),
             Err(_) => Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
+        }
+    }
+
+    async fn passed(&self, path: String, deadline: Instant) -> Answer {
+        let Some(passage) = &self.passage else { return Answer::Empty(StatusCode::NOT_FOUND) };
+        match passage.read(path, deadline).await {
+            Ok(Some(page)) => Answer::Page(page),
+            Ok(None) => Answer::Empty(StatusCode::NOT_FOUND),
+            Err(why) => {
+                self.metrics.not_passed.with_label_values(&[why.label()]).inc();
+                Answer::Empty(StatusCode::SERVICE_UNAVAILABLE)
+            }
         }
     }
 
@@ -262,6 +310,11 @@ impl Answer {
             Self::Text(body) => {
                 let mut response = Response::new(Full::new(body));
                 response.headers_mut().insert(CONTENT_TYPE, TEXT);
+                response
+            }
+            Self::Page(Page { content_type, body }) => {
+                let mut response = Response::new(Full::new(body));
+                response.headers_mut().insert(CONTENT_TYPE, content_type.unwrap_or(TEXT));
                 response
             }
             Self::Token { token, ttl } => {

@@ -23,6 +23,8 @@ pub enum Route<'a> {
     Node(Fact),
     /// A folder: what is in it.
     Folder(&'static str),
+    /// What an operator allowed: the path to ask the real service for. No path means this by itself.
+    Allowed(String),
     /// Anything else.
     Other,
 }
@@ -31,14 +33,13 @@ pub enum Route<'a> {
 /// but the last segment, which is only ever compared with the role's name.
 #[must_use]
 pub fn route(path: &str) -> Route<'_> {
-    // By bytes: searching for a char costs several times as much on paths as short as these.
-    let mut segments = path.as_bytes().split(|byte| *byte == b'/').filter(|segment| !segment.is_empty());
+    let mut segments = split(path);
     let mut next = || segments.next().unwrap_or_default();
     let version = next();
     if version.is_empty() {
         return Route::Folder("latest");
     }
-    if version != b"latest" && !is_date(version) {
+    if !is_version(version) {
         return Route::Other;
     }
     match (next(), next(), next(), next(), next()) {
@@ -63,9 +64,21 @@ pub fn route(path: &str) -> Route<'_> {
     }
 }
 
-/// `YYYY-MM-DD`, or the first version's `1.0`.
-fn is_date(version: &[u8]) -> bool {
-    version == b"1.0"
+/// The segments of a path after its version, if it begins with one.
+pub(super) fn segments(path: &str) -> Option<impl Iterator<Item = &[u8]>> {
+    let mut segments = split(path);
+    segments.next().filter(|version| is_version(version)).map(|_| segments)
+}
+
+fn split(path: &str) -> impl Iterator<Item = &[u8]> {
+    // By bytes: searching for a char costs several times as much on paths as short as these.
+    path.as_bytes().split(|byte| *byte == b'/').filter(|segment| !segment.is_empty())
+}
+
+/// `latest`, `YYYY-MM-DD`, or the first version's `1.0`.
+fn is_version(version: &[u8]) -> bool {
+    version == b"latest"
+        || version == b"1.0"
         || version.len() == 10
             && version
                 .iter()

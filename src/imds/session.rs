@@ -13,13 +13,28 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 pub const KEY_LENGTH: usize = 32;
 /// The longest life of a token: six hours.
 pub const LONGEST_TTL_SECONDS: u64 = 21_600;
+/// The age at which a key gets a successor. Twice that until it is gone, and no token of its lives as long.
+const ROTATION_SECONDS: u64 = 2 * LONGEST_TTL_SECONDS;
+/// The age from which a key is used while there is an older one: by then every daemon that shares them knows it.
+const SETTLED_SECONDS: u64 = 180;
 
 const VERSION: u8 = 1;
 const HEADER_LENGTH: usize = 1 + 8 + 8;
 const MAC_LENGTH: usize = 32;
 
-/// The key that this node's tokens are made with.
+/// A key that this node's tokens are made with.
 pub struct SessionKey(hmac::Key);
+
+/// The keys in force: tokens are made with one of them, and good if made with either.
+#[derive(Debug)]
+pub struct SessionKeys {
+    /// The newer key.
+    pub newer: SessionKey,
+    /// When that was made: seconds since the Unix epoch.
+    pub made: u64,
+    /// The one before it, if there was one.
+    pub older: Option<SessionKey>,
+}
 
 /// When a valid token was issued: seconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +75,28 @@ impl SessionKey {
     }
 }
 
+impl SessionKeys {
+    /// A token for `address`, good for `ttl_seconds` from `now` (seconds since the Unix epoch).
+    #[must_use]
+    pub fn issue(&self, address: IpAddr, now: u64, ttl_seconds: u64) -> String {
+        let key = self.older.as_ref().filter(|_| now < self.made + SETTLED_SECONDS).unwrap_or(&self.newer);
+        key.issue(address, now, ttl_seconds)
+    }
+
+    /// When the token was issued, if it is ours, for `address`, and has not expired.
+    #[must_use]
+    pub fn verify(&self, token: &[u8], address: IpAddr, now: u64) -> Option<Issued> {
+        let by = |key: &SessionKey| key.verify(token, address, now);
+        by(&self.newer).or_else(|| by(self.older.as_ref()?))
+    }
+
+    /// Whether it is time for another key. One that was made in the future was made by a clock that was wrong.
+    #[must_use]
+    pub fn are_due(&self, now: u64) -> bool {
+        now.checked_sub(self.made).is_none_or(|age| age >= ROTATION_SECONDS)
+    }
+}
+
 fn header(issued: u64, expires: u64) -> [u8; HEADER_LENGTH] {
     let mut header = [VERSION; HEADER_LENGTH];
     header[1..9].copy_from_slice(&issued.to_be_bytes());
@@ -94,6 +131,31 @@ mod tests {
         assert_eq!(key.verify(token.as_bytes(), A, 1060), None, "expired");
         assert_eq!(key.verify(token.as_bytes(), B, 1000), None, "another pod's");
         assert_eq!(SessionKey::new(&[8; KEY_LENGTH]).verify(token.as_bytes(), A, 1000), None, "another key's");
+    }
+
+    #[test]
+    fn a_token_outlives_its_keys_successor_and_no_later_one() {
+        let key = |byte| SessionKey::new(&[byte; KEY_LENGTH]);
+        let first = SessionKeys { newer: key(1), made: 1000, older: None };
+        let due = 1000 + ROTATION_SECONDS;
+        assert!(!first.are_due(due - 1) && first.are_due(due) && first.are_due(999));
+        let last = first.issue(A, due, LONGEST_TTL_SECONDS);
+        assert!(key(1).verify(last.as_bytes(), A, due).is_some());
+
+        let second = SessionKeys { newer: key(2), made: due, older: Some(key(1)) };
+        let before = second.issue(A, due + SETTLED_SECONDS - 1, LONGEST_TTL_SECONDS);
+        assert!(first.verify(before.as_bytes(), A, due + SETTLED_SECONDS).is_some(), "one who does not know it yet");
+        let after = second.issue(A, due + SETTLED_SECONDS, LONGEST_TTL_SECONDS);
+        assert!(key(2).verify(after.as_bytes(), A, due + SETTLED_SECONDS).is_some());
+        for token in [&last, &before, &after] {
+            assert!(second.verify(token.as_bytes(), A, due + SETTLED_SECONDS).is_some());
+        }
+
+        let third = SessionKeys { newer: key(3), made: due + ROTATION_SECONDS, older: Some(key(2)) };
+        let end = due + SETTLED_SECONDS - 1 + LONGEST_TTL_SECONDS;
+        assert!(second.verify(before.as_bytes(), A, end - 1).is_some() && end < third.made, "its whole life");
+        assert!(third.verify(after.as_bytes(), A, due + SETTLED_SECONDS).is_some());
+        assert!(third.verify(last.as_bytes(), A, due).is_none());
     }
 
     #[test]

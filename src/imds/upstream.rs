@@ -1,9 +1,13 @@
-//! The real metadata service, asked for ourselves: through a session of our own, never for a pod.
+//! The real metadata service, asked by ourselves: through a session of our own, and never with what a pod sent.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header::HOST, uri::Authority};
+use http::{
+    HeaderValue, Method, Request, StatusCode, Uri,
+    header::{CONTENT_TYPE, HOST},
+    uri::Authority,
+};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -14,7 +18,8 @@ use super::facts::Fact;
 use crate::identity::names::{is_account, is_partition};
 
 const TIME_LIMIT: Duration = Duration::from_secs(2);
-const LARGEST_ANSWER: usize = 4 * 1024;
+/// The largest that the real service is known to give pods is some kilobytes.
+const LARGEST_ANSWER: usize = 16 * 1024;
 const TOKEN: &str = "/latest/api/token";
 const REGION: &str = "/latest/meta-data/placement/region";
 const ZONE: &str = "/latest/meta-data/placement/availability-zone";
@@ -38,7 +43,7 @@ pub enum UpstreamError {
     #[error("{path} answered {status}")]
     Refused {
         /// What was asked for.
-        path: &'static str,
+        path: String,
         /// The answer's status.
         status: StatusCode,
     },
@@ -46,14 +51,23 @@ pub enum UpstreamError {
     #[error("{path} answered with something unreadable")]
     Unreadable {
         /// What was asked for.
-        path: &'static str,
+        path: String,
     },
+}
+
+/// What is at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Its type, if it has one.
+    pub content_type: Option<HeaderValue>,
+    /// Its content.
+    pub body: Bytes,
 }
 
 impl UpstreamError {
     /// Whether the service answered that it has no such thing.
     fn is_absent(&self) -> bool {
-        matches!(self, Self::Refused { status: StatusCode::NOT_FOUND, path } if *path != TOKEN)
+        matches!(self, Self::Refused { status: StatusCode::NOT_FOUND, path } if path != TOKEN)
     }
 }
 
@@ -105,29 +119,44 @@ pub async fn fact(endpoint: &Uri, fact: Fact) -> Result<Option<String>, Upstream
     }
 }
 
-/// What is at `path`, in a session of its own; `parse` says `None` where it cannot be that.
+/// What is at `path`, as it is; `None` where there is nothing.
+///
+/// # Errors
+/// When the service at `endpoint` (http) does not say.
+pub async fn page(endpoint: &Uri, path: &str) -> Result<Option<Page>, UpstreamError> {
+    match in_session(endpoint, path).await {
+        Err(error) if error.is_absent() => Ok(None),
+        // A folder without its slash; where else it would lead is nobody's business.
+        Err(UpstreamError::Refused { status: StatusCode::MOVED_PERMANENTLY, .. }) if !path.ends_with('/') => {
+            in_session(endpoint, &format!("{path}/")).await.map(Some)
+        }
+        page => page.map(Some),
+    }
+}
+
+/// The text at `path`; `parse` says `None` where it cannot be that.
 async fn read(
     endpoint: &Uri,
-    path: &'static str,
+    path: &str,
     parse: impl FnOnce(String) -> Option<String>,
 ) -> Result<String, UpstreamError> {
-    let ttl = ("x-aws-ec2-metadata-token-ttl-seconds", "60");
+    let page = in_session(endpoint, path).await?;
+    let text = String::from_utf8(page.body.into()).ok();
+    text.and_then(parse).ok_or_else(|| UpstreamError::Unreadable { path: path.to_owned() })
+}
+
+/// What is at `path`, in a session of its own.
+async fn in_session(endpoint: &Uri, path: &str) -> Result<Page, UpstreamError> {
     let asked = async {
-        let token = ask(endpoint, Method::PUT, TOKEN, ttl).await?;
-        ask(endpoint, Method::GET, path, ("x-aws-ec2-metadata-token", token.trim())).await
+        let token = ask(endpoint, Method::PUT, TOKEN, ("x-aws-ec2-metadata-token-ttl-seconds", b"60")).await?;
+        ask(endpoint, Method::GET, path, ("x-aws-ec2-metadata-token", token.body.trim_ascii())).await
     };
-    let text = tokio::time::timeout(TIME_LIMIT, asked).await.map_err(|_| UpstreamError::TimedOut)??;
-    parse(text).ok_or(UpstreamError::Unreadable { path })
+    tokio::time::timeout(TIME_LIMIT, asked).await.map_err(|_| UpstreamError::TimedOut)?
 }
 
 /// One request on a connection of its own: the service may close after each.
-async fn ask(
-    endpoint: &Uri,
-    method: Method,
-    path: &'static str,
-    (name, value): (&str, &str),
-) -> Result<String, UpstreamError> {
-    let unreadable = || UpstreamError::Unreadable { path };
+async fn ask(endpoint: &Uri, method: Method, path: &str, (name, value): (&str, &[u8])) -> Result<Page, UpstreamError> {
+    let unreadable = || UpstreamError::Unreadable { path: path.to_owned() };
     let host = endpoint.host().unwrap_or_default().trim_matches(['[', ']']);
     let stream = TcpStream::connect((host, endpoint.port_u16().unwrap_or(80))).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -136,9 +165,10 @@ async fn ask(
     let request = Request::builder().method(method).uri(path).header(HOST, authority).header(name, value);
     let response = sender.send_request(request.body(Empty::<Bytes>::new()).map_err(|_| unreadable())?).await?;
     if response.status() != StatusCode::OK {
-        return Err(UpstreamError::Refused { path, status: response.status() });
+        return Err(UpstreamError::Refused { path: path.to_owned(), status: response.status() });
     }
-    let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await.map_err(|_| unreadable())?;
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, LARGEST_ANSWER).collect().await.map_err(|_| unreadable())?.to_bytes();
     connection.abort();
-    String::from_utf8(body.to_bytes().into()).map_err(|_| unreadable())
+    Ok(Page { content_type: head.headers.get(CONTENT_TYPE).cloned(), body })
 }

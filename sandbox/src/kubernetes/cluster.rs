@@ -69,6 +69,17 @@ impl Kubernetes {
         });
     }
 
+    /// Puts labels on a node, as its cloud provider does.
+    pub fn label_node(&self, name: &str, labels: &[(&str, &str)]) {
+        self.inner.store.write(&Key::new(Resource::Nodes, "", name), |node| {
+            let mut node = node?.clone();
+            for (key, value) in labels {
+                node["metadata"]["labels"][key] = Value::from(*value);
+            }
+            Some(node)
+        });
+    }
+
     /// Creates a pod, pending; its UID. Namespace and node are created if they are not there. A pod of
     /// the same name is deleted first, as whatever makes pods of fixed names would do.
     pub fn create_pod(&self, pod: NewPod) -> String {

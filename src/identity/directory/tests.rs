@@ -1,7 +1,10 @@
 use std::{sync::mpsc, time::Duration};
 
 use super::*;
-use crate::identity::annotations::{EKS_PREFIX, Keys};
+use crate::identity::{
+    annotations::{EKS_PREFIX, Keys, require_imdsv2},
+    policy::PermittedRoles,
+};
 
 const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 const ROLE: &str = "arn:aws:iam::123456789012:role/web";
@@ -13,7 +16,12 @@ fn account(uid: &str, role_arn: Option<&str>) -> ServiceAccount {
 
 fn annotated(uid: &str, annotations: &[(&str, &str)]) -> ServiceAccount {
     let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    ServiceAccount { uid: uid.into(), wishes: Keys::new(EKS_PREFIX).read(&annotations) }
+    let (wishes, require_imdsv2) = (Keys::new(EKS_PREFIX).read(&annotations), require_imdsv2(&annotations));
+    ServiceAccount { uid: uid.into(), wishes, require_imdsv2 }
+}
+
+fn permitting(globs: &str) -> Demands {
+    Demands { permitted: Some(PermittedRoles::new(globs)), ..Demands::default() }
 }
 
 /// What the keeper of credentials was told: of each pod the roles that it is entitled to.
@@ -197,13 +205,27 @@ fn a_namespace_limits_the_roles_of_its_pods_and_is_waited_for() {
     directory.reset_pods(vec![Pod::sample("1", &[A])]);
     assert_eq!(role(&directory), None, "the namespace is not known yet");
     assert!(!directory.synced());
-    directory.apply_permitted(&namespace, None);
+    directory.apply_demands(&namespace, Demands::default());
     assert!(matches!(role(&directory), Some(Role::Invalid(_))));
     assert!(directory.synced());
-    directory.apply_permitted(&namespace, Some(PermittedRoles::new(ROLE)));
+    directory.apply_demands(&namespace, permitting(ROLE));
     assert_eq!(arn(&directory).as_deref(), Some(ROLE));
-    directory.apply_permitted(&namespace, Some(PermittedRoles::new(OTHER_ROLE)));
+    directory.apply_demands(&namespace, permitting(OTHER_ROLE));
     assert!(matches!(role(&directory), Some(Role::Invalid(_))));
+}
+
+#[test]
+fn a_session_token_is_required_if_the_account_or_its_namespace_says_so() {
+    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Annotated, |_, _| {}, |_, _| {});
+    let namespace = Namespace::from("team-a");
+    directory.reset_pods(vec![Pod::sample("1", &[A])]);
+    for (of_account, of_namespace) in [("", false), ("true", false), ("", true), ("false", true)] {
+        let annotations = [("eks.amazonaws.com/role-arn", ROLE), ("kube2irsa.io/require-imdsv2", of_account)];
+        directory.reset_accounts(&namespace, HashMap::from([("web".into(), annotated("sa", &annotations))]));
+        directory.apply_demands(&namespace, Demands { require_imdsv2: of_namespace, ..Demands::default() });
+        let required = directory.identified(A).unwrap().require_imdsv2;
+        assert_eq!(required, of_namespace || of_account == "true", "{of_account:?} {of_namespace}");
+    }
 }
 
 const TARGET: &str = "arn:aws:iam::444455556666:role/target";
@@ -228,7 +250,7 @@ fn a_namespace_judges_every_hop_and_every_additional_role_by_itself() {
         ([ROLE, OTHER_ROLE, ""], Some(TARGET)),
         ([TARGET, OTHER_ROLE, ""], Some(ROLE)),
     ] {
-        directory.apply_permitted(&namespace, Some(PermittedRoles::new(&permitted.join(","))));
+        directory.apply_demands(&namespace, permitting(&permitted.join(",")));
         let roles = &directory.identified(A).unwrap().roles;
         let refusals = roles.all().filter_map(|role| match role {
             Role::Invalid(AnnotationError::NotPermitted { role, .. }) => Some(role.as_str()),
