@@ -132,7 +132,7 @@ fn connection(
     let (imds, admission, metrics, drain) =
         (Arc::clone(imds), Arc::clone(admission), Arc::clone(metrics), drain.clone());
     tokio::spawn(async move {
-        metrics.connections.inc();
+        let _open = Open::new(&metrics);
         // A connection takes a turn, and the first request that it brings takes none: who comes and goes has a share
         // as who stays.
         if let Some(turn) = place.turn(Instant::now()) {
@@ -141,8 +141,23 @@ fn connection(
         if let Err(error) = requests(stream, peer, &place, &imds, admission.limits(), &metrics, &drain).await {
             tracing::debug!(%peer, %error, "connection ended early");
         }
-        metrics.connections.dec();
     });
+}
+
+/// A connection that is counted as open, also if its end is a panic.
+struct Open<'a>(&'a Metrics);
+
+impl<'a> Open<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
 }
 
 async fn requests(
