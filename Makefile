@@ -3,7 +3,7 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients test-apiserver test-histories test-hostile lint fmt deny bench bench-scale ci
+.PHONY: help sandbox test test-clients test-apiserver test-histories test-hostile test-upgrades lint fmt deny bench bench-scale ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test-apiserver: ## Run the tests on a real API server, which is built once (root
 
 test-histories: ## Try index and schedule under ten million random histories each (an hour)
 	cargo test --locked --lib ten_million_histories -- --ignored
+
+test-upgrades: ## Let a hundred daemons follow each other under load (root; minutes)
+	KUBE2IRSA_UPGRADES=100 cargo test --locked --test upgrade no_request_fails -- --nocapture
 
 test-hostile: ## Send the daemon what a hostile pod might (root; 22 minutes, KUBE2IRSA_MINUTES=10 for each of two parts)
 	cargo test --locked --release --test hostile -- --ignored --nocapture --test-threads 1

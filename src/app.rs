@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr, SocketAddrV4},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,10 +17,14 @@ use kube::{client::ClientBuilder, config::KubeConfigOptions};
 use secrecy::SecretString;
 use tokio::{
     net::{TcpListener, TcpSocket},
-    task::{JoinError, JoinSet},
+    sync::oneshot,
+    task::{JoinError, JoinHandle, JoinSet},
 };
 use tower::timeout::TimeoutLayer;
 
+mod succession;
+
+use self::succession::Succession;
 use crate::{
     admin::{self, Admin},
     clock,
@@ -43,8 +48,8 @@ use crate::{
     intercept::{
         self, Firewall, METADATA, Part,
         guard::Guard,
+        handover::{Found, Offer, Predecessor},
         iptables::{Iptables, Rush},
-        reconcile,
     },
     metrics::Metrics,
     readiness::{Condition, Readiness},
@@ -55,6 +60,8 @@ use crate::{
     },
 };
 
+/// How long a daemon that ran here before and hangs may hold what we need.
+const SILENCE_PATIENCE: Duration = Duration::from_secs(60);
 /// What is in flight may take this long to end.
 const GRACE: Duration = Duration::from_secs(5);
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -78,6 +85,8 @@ pub struct Bound {
     readiness: Arc<Readiness>,
     tasks: JoinSet<&'static str>,
     drain: drain::Trigger,
+    succession: JoinHandle<()>,
+    handed_over: oneshot::Receiver<()>,
 }
 
 /// Binds and starts all tasks, that which puts the rules in place first. What can fail for want of an operator
@@ -92,14 +101,17 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let client = client(api_server.clone())?;
     let access = Arc::new(Access::new(client.clone(), client_as(api_server, &config.node_name)?));
     let https = sts::https(config.sts.ca_bundle, config.sts.location.is_over_tls()).context("--ca-bundle")?;
-    let listener = bind("--listen", config.listen.into())?;
-    let admin_listener = bind("--admin-listen", config.admin_listen)?;
+    let mut predecessor = predecessor(&config.state_dir, config.listen.into()).await;
+    let listener = bind("--listen", config.listen.into(), predecessor.as_mut())?;
+    let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
     let parts = parts(config.intercept, address, &config.limits)?;
-    let limits = within_descriptors(config.limits);
     let session_keys = key::load_or_make(&config.state_dir, clock::now().unix_seconds())?;
     let session_keys = Arc::new(ArcSwap::from_pointee(session_keys));
+    let limits = within_descriptors(config.limits);
 
+    let owns = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
+    let offer = Offer::new(&config.state_dir, &[&listener, &admin_listener])?;
     let readiness = Arc::new(Readiness::default());
     let mut tasks = JoinSet::new();
     metrics.intercept.with_label_values(&[config.intercept.label()]).set(1);
@@ -107,7 +119,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         tracing::warn!("--intercept none: no guard keeps pods from the node's role");
     } else {
         readiness.lacks(Condition::Rules, "not in place yet");
-        spawn(&mut tasks, "rules", reconcile::keep(parts, Arc::clone(&readiness), Arc::clone(&metrics)));
+        let (state_dir, owned) = (config.state_dir.clone(), owns.subscribe());
+        let rules = succession::keep_rules(parts, state_dir, owned, Arc::clone(&readiness), Arc::clone(&metrics));
+        spawn(&mut tasks, "rules", rules);
     }
 
     let (events, reported) = Events::new(config.node_name.clone(), config.token_audience.clone(), Arc::clone(&metrics));
@@ -185,7 +199,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let (drain, watcher) = drain::channel();
     let admission = Admission::new(limits, Instant::now());
     let serving = server::serve(listener, accept, Arc::new(imds), admission, Arc::clone(&metrics), watcher);
-    spawn(&mut tasks, "listener", serving);
+    spawn(&mut tasks, "listener", once_ours(owns.subscribe(), serving));
 
     let (pods, lookups) = {
         let (node, directory, metrics) = (config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
@@ -216,27 +230,52 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         Arc::clone(&metrics),
     );
     spawn(&mut tasks, "watches of service accounts", accounts);
+    let succession = Succession {
+        predecessor,
+        offer,
+        owns: Arc::clone(&owns),
+        directory: Arc::clone(&directory),
+        store: Arc::clone(&store),
+        readiness: Arc::clone(&readiness),
+    };
+    let (hand_over, handed_over) = oneshot::channel();
+    // Its end is no failure: `run` is told.
+    let succession = tokio::spawn(succession.run(hand_over));
     let admin = Admin { metrics, readiness: Arc::clone(&readiness), directory, store };
-    spawn(&mut tasks, "operator's listener", admin::serve(admin_listener, Arc::new(admin)));
+    spawn(
+        &mut tasks,
+        "operator's listener",
+        once_ours(owns.subscribe(), admin::serve(admin_listener, Arc::new(admin))),
+    );
 
     tracing::info!(%address, %admin_address, intercept = config.intercept.label(), "listening");
-    Ok(Bound { address, admin_address, readiness, tasks, drain })
+    Ok(Bound { address, admin_address, readiness, tasks, drain, succession, handed_over })
 }
 
 impl Bound {
-    /// Serves until `stop`, then lets what is in flight end. Guard and redirect stay.
+    /// Serves until `stop`, or until the next daemon does, then lets what is in flight end. Guard and redirect stay.
     ///
     /// # Errors
     /// When a part ended that should not have. What is still in flight after the grace is only said in the log.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        tokio::select! {
-            () = stop => {}
+        let mut stop = std::pin::pin!(stop);
+        let handed_over = tokio::select! {
+            () = stop.as_mut() => false,
+            Ok(()) = &mut self.handed_over => true,
             Some(ended) = self.tasks.join_next() => anyhow::bail!("{}", why_ended(ended)),
-        }
+        };
         self.readiness.lacks(Condition::Running, "stopping");
+        // It holds the listening sockets too, and they must close now.
+        self.succession.abort();
         tracing::info!("stopping: requests in flight are answered, guard and redirect stay");
         if !self.drain.drain(GRACE).await {
             tracing::warn!("some requests were still in flight after {} s", GRACE.as_secs());
+        }
+        if handed_over {
+            // To end now would be to be started again, beside the one that took over.
+            self.tasks.shutdown().await;
+            tracing::info!("handed over to the next daemon; nothing is left to do but to wait for the signal to stop");
+            stop.await;
         }
         Ok(())
     }
@@ -370,7 +409,26 @@ async fn answer(
     }
 }
 
-fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// The daemon that runs here already. One that does not answer is given time to die, if it is in our way.
+async fn predecessor(state_dir: &Path, listen: SocketAddr) -> Option<Predecessor> {
+    let limit = Instant::now() + SILENCE_PATIENCE;
+    loop {
+        match Predecessor::ask(state_dir).await {
+            Found::Nobody => return None,
+            Found::Predecessor(predecessor) => return Some(predecessor),
+            Found::Silent if Instant::now() > limit || std::net::TcpListener::bind(listen).is_ok() => return None,
+            Found::Silent => {
+                tracing::warn!("a daemon runs here that does not answer; waiting for its end");
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    }
+}
+
+fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> anyhow::Result<TcpListener> {
+    if let Some(listener) = before.and_then(|predecessor| predecessor.listener(address)) {
+        return Ok(listener);
+    }
     let bind = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // Connections of a daemon before us may still be in the kernel.
@@ -379,6 +437,13 @@ fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
         socket.listen(BACKLOG)
     };
     bind().with_context(|| format!("{flag} {address}: cannot listen there"))
+}
+
+/// Waits until pods are ours to serve.
+async fn once_ours(mut owns: tokio::sync::watch::Receiver<bool>, serving: impl Future<Output = ()>) {
+    // The sender lives as long as the daemon.
+    let _ = owns.wait_for(|owns| *owns).await;
+    serving.await;
 }
 
 fn parts(

@@ -133,6 +133,11 @@ pub struct RunArgs {
     )]
     pub namespace_policy: String,
 
+    /// Refuse every request without a session token (IMDSv1), of whatever pod. Absent: only where a namespace or a
+    /// service account says so (annotation kube2irsa.io/require-imdsv2).
+    #[arg(long, env = "KUBE2IRSA_REQUIRE_IMDSV2")]
+    pub require_imdsv2: bool,
+
     /// Connections that one pod may have open; one more is closed.
     #[arg(long, value_name = "N", default_value = "1024", env = "KUBE2IRSA_MAX_CONNECTIONS_PER_POD")]
     pub max_connections_per_pod: String,
@@ -164,11 +169,6 @@ pub struct RunArgs {
     /// How long a connection may stay open without a request.
     #[arg(long, value_name = "SECONDS", default_value = "60", env = "KUBE2IRSA_IDLE_TIMEOUT")]
     pub idle_timeout: String,
-
-    /// Refuse every request without a session token (IMDSv1), of whatever pod. Absent: only where a namespace or a
-    /// service account says so (annotation kube2irsa.io/require-imdsv2).
-    #[arg(long, env = "KUBE2IRSA_REQUIRE_IMDSV2")]
-    pub require_imdsv2: bool,
 
     /// Directory for the session key, best on tmpfs.
     #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]

@@ -51,12 +51,12 @@ pub struct Config {
     pub token_access: TokenAccess,
     /// What pods are told of the node.
     pub facts: Given,
-    /// What a pod may take of the listener.
-    pub limits: Limits,
     /// What else pods may read of the real metadata service, and where that is.
     pub allowed: Option<(Uri, AllowedPaths)>,
     /// Whether every pod must bring a session token.
     pub require_imdsv2: bool,
+    /// What a pod may take of the listener.
+    pub limits: Limits,
     /// Where the session key is kept.
     pub state_dir: PathBuf,
     /// How requests are redirected.
@@ -241,8 +241,8 @@ impl Config {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
         let Aws { sts, compose_role_arn, facts } = Aws::read(args, &mut errors);
-        let limits = limits::read(args, &mut errors);
         let allowed = allowed(args, facts.imds.as_ref(), &mut errors);
+        let limits = limits::read(args, &mut errors);
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
             node_name,
@@ -256,9 +256,9 @@ impl Config {
             namespace_policy,
             token_access,
             facts,
-            limits,
             allowed,
             require_imdsv2: args.require_imdsv2,
+            limits,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
             log_format,

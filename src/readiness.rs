@@ -60,6 +60,18 @@ impl Readiness {
         reasons.filter_map(|(condition, why)| Some(format!("{}: {}", condition.name(), why.as_ref()?))).collect()
     }
 
+    /// Whether the condition does not hold.
+    #[must_use]
+    pub fn is_lacking(&self, condition: Condition) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[condition as usize].is_some()
+    }
+
+    /// Whether all other conditions hold.
+    #[must_use]
+    pub fn lacks_nothing_but(&self, condition: Condition) -> bool {
+        Condition::ALL.into_iter().all(|other| other == condition || !self.is_lacking(other))
+    }
+
     fn set(&self, condition: Condition, reason: Option<String>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)[condition as usize] = reason;
     }

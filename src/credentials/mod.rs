@@ -142,6 +142,8 @@ pub enum Outcome {
 pub struct Figures {
     /// Sessions whose credentials are held or being fetched.
     pub slots: usize,
+    /// Those that have met neither success nor failure yet.
+    pub pending: usize,
     /// Those whose last fetch failed, with nothing to serve.
     pub failed: usize,
     /// Those with less than a quarter of their life left.
@@ -253,7 +255,8 @@ impl Store {
                     figures.low += usize::from(document.expires().left(now) < document.life() / LITTLE);
                 }
                 View::Failed(..) | View::Pending(Some(_)) => figures.failed += 1,
-                View::Document(_) | View::Pending(None) | View::Gone => {}
+                View::Pending(None) => figures.pending += 1,
+                View::Document(_) | View::Gone => {}
             }
         }
         figures

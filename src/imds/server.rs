@@ -4,7 +4,10 @@ use std::{
     io,
     net::IpAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -42,6 +45,7 @@ const LEAST_ROOM: usize = 8 * 1024;
 /// How long a connection may still bring its request, or the rest of it, after we began to stop: one second.
 const LAST_REQUEST_WAITS: u32 = 50;
 const LAST_REQUEST_WAIT: Duration = Duration::from_millis(20);
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// After accept failed for want of something that may come back.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What hyper closes without a word: a client that speaks HTTP/2 and did not ask whether we do.
@@ -172,13 +176,14 @@ async fn requests(
     // Small answers, each of them waited for.
     let _: io::Result<()> = stream.set_nodelay(true);
     let progress = Progress::new(Instant::now().into());
+    let draining = AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         let now = Instant::now();
         let (head, body) = request.into_parts();
         let body = (!body.is_end_stream()).then_some(body);
         let turn = if progress.has_begun() { place.turn(now) } else { None };
         progress.request(now.into(), body.is_some());
-        let progress = &progress;
+        let (progress, draining) = (&progress, &draining);
         async move {
             // What is rare is in a box: room for it would be moved about with each request.
             if let Some(turn) = turn {
@@ -190,7 +195,7 @@ async fn requests(
                 Some(body) => Box::pin(read(body, limits.request_body)).await.err(),
                 None => None,
             };
-            let response = match refused {
+            let mut response = match refused {
                 Some((status, why)) => {
                     metrics.closed(why);
                     Ok(last(status))
@@ -198,6 +203,11 @@ async fn requests(
                 None => imds.respond(head, peer).await,
             };
             progress.answered();
+            if let Ok(response) = &mut response
+                && draining.load(Ordering::Relaxed)
+            {
+                response.headers_mut().insert(CONNECTION, CLOSE);
+            }
             response
         }
     });
@@ -215,18 +225,17 @@ async fn requests(
             ended = connection.as_mut() => return ended,
             () = drain.signaled() => {}
         }
-        // One that was accepted a moment ago may still bring its request; hyper would close it at once.
-        let mut waits = 0;
-        while !progress.has_begun() && waits < LAST_REQUEST_WAITS {
-            waits += 1;
+        // A request may be on its way, on a kept connection too: it is answered, and the client told that it was the
+        // last. hyper would close at once, and the client could not know whether that was before its request or after.
+        draining.store(true, Ordering::Relaxed);
+        for _ in 0..LAST_REQUEST_WAITS {
             if let Ok(ended) = tokio::time::timeout(LAST_REQUEST_WAIT, connection.as_mut()).await {
                 return ended;
             }
         }
         connection.as_mut().graceful_shutdown();
         // Half a request is not in flight, and its other half may never come.
-        while waits < LAST_REQUEST_WAITS || progress.is_answering() {
-            waits += 1;
+        while progress.is_answering() {
             if let Ok(ended) = tokio::time::timeout(LAST_REQUEST_WAIT, connection.as_mut()).await {
                 return ended;
             }
@@ -274,6 +283,6 @@ fn last(status: StatusCode) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = status;
     response.headers_mut().insert(SERVER, EC2);
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response.headers_mut().insert(CONNECTION, CLOSE);
     response
 }

@@ -5,6 +5,7 @@
 //! while the redirect is gone, or we are, a pod gets refused and never the node's role.
 
 pub mod guard;
+pub mod handover;
 pub mod iptables;
 pub mod original;
 pub mod reconcile;

@@ -1,7 +1,7 @@
 //! Keeps guard and redirect in place: looks whenever the kernel announces a change of routing rules, and once in
 //! a while in any case, and puts back what is missing.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 
@@ -17,12 +17,12 @@ const INTERVAL: Duration = Duration::from_millis(800);
 const TIME_LIMIT: Duration = Duration::from_secs(15);
 
 /// Puts the parts in place, in their order, and then keeps them there; never ends.
-pub async fn keep(parts: Vec<(Part, Box<dyn Firewall>)>, readiness: Arc<Readiness>, metrics: Arc<Metrics>) {
+pub async fn keep(parts: &[(Part, Box<dyn Firewall>)], readiness: &Readiness, metrics: &Metrics) {
     let mut announcements = guard::announcements();
     let mut first = true;
     let mut was_well = true;
     loop {
-        let result = tokio::time::timeout(TIME_LIMIT, restore(&parts, first, &metrics)).await;
+        let result = tokio::time::timeout(TIME_LIMIT, restore(parts, first, metrics)).await;
         let problem = match result {
             Ok(Ok(())) => None,
             Ok(Err(problem)) => Some(problem),

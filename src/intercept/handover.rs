@@ -1,0 +1,317 @@
+//! The hand-over of the listening sockets from one daemon of a node to the next, so that no connection is refused.
+//!
+//! A daemon offers its sockets on `handover.sock` in the state directory. The next one asks for them there, and both
+//! accept until the first has been told that it may stop. What is said, a line each, in version 1:
+//!
+//! ```text
+//! next                        first
+//! kube2irsa 1       ──►
+//!                   ◄──       kube2irsa 1   and the sockets (SCM_RIGHTS)
+//! take              ──►                     gives up the rules' lock, goes on serving
+//! serving           ──►                     accepts no more, lets what is in flight end
+//! ```
+//!
+//! The lower of both versions is spoken. An end of the connection before `serving` means that the next one died: the
+//! first takes the rules back and goes on. If the first dies, the next takes all at once.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    net::SocketAddr,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest},
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::watch,
+};
+
+const SOCKET: &str = "handover.sock";
+const LOCK: &str = "rules.lock";
+const HELLO: &str = "kube2irsa 1\n";
+const TAKE: &str = "take\n";
+const SERVING: &str = "serving\n";
+/// A living daemon answers within milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a lock is tried for.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// The most sockets that are passed on.
+const MOST_SOCKETS: usize = 8;
+
+/// The daemon that ran here before, and still does.
+#[derive(Debug)]
+pub struct Predecessor {
+    stream: BufReader<UnixStream>,
+    listeners: Vec<std::net::TcpListener>,
+}
+
+/// What is found at the place of the hand-over.
+#[derive(Debug)]
+pub enum Found {
+    /// Nobody.
+    Nobody,
+    /// A daemon that hands over.
+    Predecessor(Predecessor),
+    /// One that does not answer, and may be about to die.
+    Silent,
+}
+
+// === impl Predecessor ===
+
+impl Predecessor {
+    /// Asks whoever offers its sockets in `state_dir`.
+    pub async fn ask(state_dir: &Path) -> Found {
+        let Ok(stream) = UnixStream::connect(state_dir.join(SOCKET)).await else { return Found::Nobody };
+        match tokio::time::timeout(PATIENCE, Self::greet(stream)).await {
+            Ok(Ok(predecessor)) => Found::Predecessor(predecessor),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no hand-over");
+                Found::Silent
+            }
+            Err(_elapsed) => Found::Silent,
+        }
+    }
+
+    async fn greet(mut stream: UnixStream) -> io::Result<Self> {
+        stream.write_all(HELLO.as_bytes()).await?;
+        let sockets = stream.async_io(Interest::READABLE, || receive(stream.as_fd())).await?;
+        let listeners = sockets.into_iter().map(std::net::TcpListener::from).collect();
+        Ok(Self { stream: BufReader::new(stream), listeners })
+    }
+
+    /// Its socket that listens on `address`, if it has one.
+    pub fn listener(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let listens = |listener: &std::net::TcpListener| listener.local_addr().is_ok_and(|at| at == address);
+        let at = self.listeners.iter().position(listens)?;
+        let listener = self.listeners.swap_remove(at);
+        listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)).ok()
+    }
+
+    /// Returns when it has died.
+    pub async fn died(&mut self) {
+        let mut line = String::new();
+        // It has nothing more to say; whatever comes is not understood.
+        while self.stream.read_line(&mut line).await.is_ok_and(|length| length > 0) {
+            line.clear();
+        }
+    }
+
+    /// Asks it to give up the rules.
+    pub async fn take(&mut self) {
+        self.say(TAKE).await;
+    }
+
+    /// Tells it that it may stop.
+    pub async fn stop(mut self) {
+        self.say(SERVING).await;
+    }
+
+    async fn say(&mut self, what: &str) {
+        // If it has died, that is as well.
+        let _ = self.stream.write_all(what.as_bytes()).await;
+    }
+}
+
+/// The offer of a daemon's sockets to the next one.
+#[derive(Debug)]
+pub struct Offer {
+    path: PathBuf,
+    sockets: Vec<OwnedFd>,
+}
+
+// === impl Offer ===
+
+impl Offer {
+    /// An offer of these.
+    ///
+    /// # Errors
+    /// When the system has no descriptors left.
+    pub fn new(state_dir: &Path, listeners: &[&TcpListener]) -> io::Result<Self> {
+        let sockets = listeners.iter().map(|listener| listener.as_fd().try_clone_to_owned());
+        Ok(Self { path: state_dir.join(SOCKET), sockets: sockets.collect::<Result<_, _>>()? })
+    }
+
+    /// Makes the offer until the next daemon serves. `owns` says whether the rules are ours meanwhile.
+    ///
+    /// # Errors
+    /// When the offer cannot be made.
+    pub async fn make(self, owns: &watch::Sender<bool>) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // What is there is a dead daemon's, or that of one that has handed over to us.
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(&self.path)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            match self.hand_over(stream, owns).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(%error, "the next daemon did not take over; this one goes on"),
+            }
+            owns.send_replace(true);
+        }
+    }
+
+    async fn hand_over(&self, stream: UnixStream, owns: &watch::Sender<bool>) -> io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        let hello = tokio::time::timeout(PATIENCE, stream.read_line(&mut line)).await;
+        hello.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        // Whatever its version is, ours is the lower.
+        if !line.starts_with("kube2irsa ") {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let sockets = self.sockets.iter().map(OwnedFd::as_fd).collect::<Vec<_>>();
+        let unix = stream.get_ref();
+        unix.async_io(Interest::WRITABLE, || send(unix.as_fd(), &sockets)).await?;
+        loop {
+            line.clear();
+            if stream.read_line(&mut line).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            match line.as_str() {
+                TAKE => {
+                    owns.send_replace(false);
+                }
+                SERVING => return Ok(()),
+                // A later version may say more.
+                _ => {}
+            }
+        }
+    }
+}
+
+fn send(to: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(sockets)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    rustix::net::sendmsg(to, &[IoSlice::new(HELLO.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The sockets that come with the other's hello.
+fn receive(from: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut hello = [0; 64];
+    let received =
+        rustix::net::recvmsg(from, &mut [IoSliceMut::new(&mut hello)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if !hello.get(..received.bytes).is_some_and(|hello| hello.starts_with(b"kube2irsa ")) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let sockets = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
+        _ => None,
+    });
+    Ok(sockets.flatten().collect())
+}
+
+/// The right to write rules on the node: one daemon's at a time.
+#[derive(Debug)]
+pub struct RulesLock(#[expect(dead_code, reason = "held until it is dropped")] File);
+
+impl RulesLock {
+    /// Waits until it can be had.
+    ///
+    /// # Errors
+    /// When the state directory cannot be used.
+    pub async fn acquire(state_dir: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+        let file = options.open(state_dir.join(LOCK))?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(TRY_AGAIN).await,
+                Err(fs::TryLockError::Error(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn listener() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").await.unwrap()
+    }
+
+    async fn predecessor(directory: &Path) -> Predecessor {
+        loop {
+            match Predecessor::ask(directory).await {
+                Found::Predecessor(predecessor) => return predecessor,
+                Found::Nobody => tokio::time::sleep(Duration::from_millis(1)).await,
+                Found::Silent => panic!("silent"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn sockets_are_handed_over_and_the_first_goes_on_if_the_next_dies() {
+        let directory = tempfile::tempdir().unwrap();
+        let (pods, admin) = (listener().await, listener().await);
+        assert!(matches!(Predecessor::ask(directory.path()).await, Found::Nobody));
+        let offer = Offer::new(directory.path(), &[&pods, &admin]).unwrap();
+        let (owns, mut owned) = watch::channel(true);
+        let made = tokio::spawn(async move { offer.make(&owns).await });
+
+        let mut dies = predecessor(directory.path()).await;
+        dies.take().await;
+        owned.wait_for(|owns| !owns).await.unwrap();
+        drop(dies);
+        owned.wait_for(|owns| *owns).await.unwrap();
+
+        let mut takes = predecessor(directory.path()).await;
+        let address = pods.local_addr().unwrap();
+        let handed_over = takes.listener(address).unwrap();
+        assert!(takes.listener(address).is_none() && takes.listener(admin.local_addr().unwrap()).is_some());
+        drop(pods);
+        let client = tokio::net::TcpStream::connect(address);
+        let (accepted, connected) = tokio::join!(handed_over.accept(), client);
+        assert_eq!(accepted.unwrap().1, connected.unwrap().local_addr().unwrap());
+        takes.take().await;
+        takes.stop().await;
+        made.await.unwrap().unwrap();
+        assert!(!*owned.borrow());
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_answer_is_told_from_none_and_its_end_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SOCKET);
+        let silent = UnixListener::bind(&path).unwrap();
+        assert!(matches!(Predecessor::ask(directory.path()).await, Found::Silent));
+        drop(silent);
+        assert!(matches!(Predecessor::ask(directory.path()).await, Found::Nobody), "a dead one's socket is left");
+
+        let offer = Offer::new(directory.path(), &[&listener().await]).unwrap();
+        let owns = watch::Sender::new(true);
+        let made = tokio::spawn(async move { offer.make(&owns).await });
+        let mut first = predecessor(directory.path()).await;
+        made.abort();
+        tokio::time::timeout(Duration::from_secs(20), first.died()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn rules_are_one_daemons_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = RulesLock::acquire(directory.path()).await.unwrap();
+        let waits = tokio::time::timeout(TRY_AGAIN * 3, RulesLock::acquire(directory.path()));
+        assert!(waits.await.is_err());
+        drop(first);
+        RulesLock::acquire(directory.path()).await.unwrap();
+    }
+}

@@ -1,0 +1,165 @@
+//! One daemon follows another on the same node, and no pod notices.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::{
+    env, io,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use sandbox::sandbox::Pod;
+use support::{Daemon, ROLE_NAME, ask, connect, eventually, http, rules, with_a_pod};
+
+const CLIENTS: usize = 32;
+/// How often in a row; a command of its own does more (`make test-upgrades`).
+const UPGRADES: &str = "KUBE2IRSA_UPGRADES";
+
+/// What clients saw.
+#[derive(Default)]
+struct Seen {
+    stop: AtomicBool,
+    answered: AtomicUsize,
+    longest: AtomicUsize,
+}
+
+/// Asks without pause until told to stop: on one connection for as long as it lasts, or on a new one each time. The
+/// first failure ends it.
+fn client(pod: &Pod, keeps: bool, seen: &Seen) -> io::Result<()> {
+    let mut kept: Option<http::Connection> = None;
+    while !seen.stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => connect(pod)?,
+        };
+        connection.send("GET", ROLE_NAME, &[])?;
+        let answer = connection.answer()?;
+        if answer.status != 200 || answer.text() != "web" {
+            return Err(io::Error::other(format!("{}", answer.status)));
+        }
+        let took = usize::try_from(start.elapsed().as_millis()).unwrap();
+        seen.longest.fetch_max(took, Ordering::Relaxed);
+        seen.answered.fetch_add(1, Ordering::Relaxed);
+        if keeps && answer.header("connection") != Some("close") {
+            kept = Some(connection);
+        }
+    }
+    Ok(())
+}
+
+/// Runs clients while `upgrade` goes on: none of them may fail.
+fn under_load(pod: &Pod, upgrade: impl FnOnce()) {
+    let seen = Seen::default();
+    thread::scope(|scope| {
+        let clients = (0..CLIENTS).map(|number| {
+            scope.spawn({
+                let seen = &seen;
+                move || client(pod, number % 2 == 0, seen)
+            })
+        });
+        let clients = clients.collect::<Vec<_>>();
+        let before = seen.answered.load(Ordering::Relaxed);
+        upgrade();
+        thread::sleep(Duration::from_millis(300));
+        seen.stop.store(true, Ordering::Relaxed);
+        let failures = clients.into_iter().filter_map(|client| client.join().unwrap().err()).collect::<Vec<_>>();
+        let answered = seen.answered.load(Ordering::Relaxed);
+        println!("{answered} answers, the longest {} ms; failures: {failures:?}", seen.longest.load(Ordering::Relaxed));
+        assert!(failures.is_empty(), "{failures:?}");
+        assert!(answered > before + 10 * CLIENTS, "{answered}");
+    });
+}
+
+fn has_credentials(pod: &Pod) {
+    let has = || ask(pod, "GET", &format!("{ROLE_NAME}web"), &[]).is_ok_and(|answer| answer.status == 200);
+    eventually("credentials", has);
+}
+
+fn says(daemon: &Daemon, what: &str, times: usize) {
+    eventually(what, || daemon.log().matches(what).count() == times);
+}
+
+const TAKEN: &str = "took over from the daemon that ran here";
+const HANDED_OVER: &str = "handed over to the next daemon";
+
+#[test]
+fn no_request_fails_while_one_daemon_follows_another() {
+    let (sandbox, web) = with_a_pod();
+    let mut daemon = Daemon::ready(&sandbox, &[]);
+    has_credentials(&web);
+    let rules_before = rules(&sandbox);
+    let upgrades = env::var(UPGRADES).map_or(3, |times| times.parse().unwrap());
+    for upgrade in 1..=upgrades {
+        under_load(&web, || {
+            let next = Daemon::started(&sandbox, &[]);
+            // Both write to one log.
+            says(&next, TAKEN, upgrade);
+            says(&daemon, HANDED_OVER, upgrade);
+            let before = std::mem::replace(&mut daemon, next);
+            assert!(before.stop().success());
+        });
+        daemon.wait_until_ready(&sandbox);
+        assert_eq!(rules(&sandbox), rules_before, "the rules are the same, and there once");
+    }
+    assert_eq!(sandbox.cloud.imds.credential_requests(), 0);
+}
+
+#[test]
+fn a_daemon_goes_on_if_the_next_one_dies_half_way() {
+    let (sandbox, web) = with_a_pod();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    has_credentials(&web);
+    sandbox.cloud.sts.faults().hold();
+    under_load(&web, || {
+        let next = Daemon::started(&sandbox, &[]);
+        says(&next, "it goes on until this one is ready", 1);
+        thread::sleep(Duration::from_millis(500));
+        assert!(!next.log().contains(TAKEN), "it has no credentials for the pod yet");
+        next.kill();
+        says(&daemon, "did not take over", 1);
+    });
+    sandbox.cloud.sts.faults().release();
+    let flushed = sandbox.node().command("iptables").args(["-t", "nat", "-F"]).status().unwrap();
+    assert!(flushed.success());
+    eventually("the rules are still cared for", || rules(&sandbox).contains("KUBE2IRSA"));
+    daemon.stop();
+}
+
+#[test]
+fn the_next_daemon_takes_all_at_once_when_the_one_before_dies() {
+    let (sandbox, web) = with_a_pod();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    has_credentials(&web);
+    sandbox.cloud.sts.faults().hold();
+    let mut next = Daemon::started(&sandbox, &[]);
+    says(&next, "it goes on until this one is ready", 1);
+    // The socket lives on in the next daemon: not even a kill makes the kernel refuse a connection.
+    daemon.kill();
+    let mut connection = connect(&web).unwrap();
+    sandbox.cloud.sts.faults().release();
+    connection.send("GET", ROLE_NAME, &[]).unwrap();
+    assert_eq!(connection.answer().unwrap().status, 200);
+    next.wait_until_ready(&sandbox);
+}
+
+#[test]
+fn a_daemon_that_hangs_is_waited_for() {
+    let (sandbox, web) = with_a_pod();
+    let mut hung = Daemon::ready(&sandbox, &[]);
+    hung.process.signal(Signal::SIGSTOP).unwrap();
+    let mut next = Daemon::started(&sandbox, &[]);
+    says(&next, "a daemon runs here that does not answer", 1);
+    hung.kill();
+    next.wait_until_ready(&sandbox);
+    assert_eq!(support::role_status(&web), 200);
+}
