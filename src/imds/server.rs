@@ -154,7 +154,7 @@ fn connection(
     let (services, admission, metrics, drain) =
         (Arc::clone(services), Arc::clone(admission), Arc::clone(metrics), drain.clone());
     tokio::spawn(async move {
-        metrics.connections.inc();
+        let _open = Open::new(&metrics);
         // A connection takes a turn, and the first request that it brings takes none: who comes and goes has a share
         // as who stays.
         if let Some(turn) = place.turn(Instant::now()) {
@@ -164,8 +164,23 @@ fn connection(
         if let Err(error) = requests(stream, asks, &place, admission.limits(), &metrics, &drain).await {
             tracing::debug!(%peer, %error, "connection ended early");
         }
-        metrics.connections.dec();
     });
+}
+
+/// A connection that is counted as open, also if its end is a panic.
+struct Open<'a>(&'a Metrics);
+
+impl<'a> Open<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
 }
 
 /// Who asks on a connection, and whom.
