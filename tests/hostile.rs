@@ -612,7 +612,7 @@ impl Oracle {
 }
 
 fn is_token(body: &[u8]) -> bool {
-    body.len() == 66 && body.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte))
+    body.len() == 54 && body.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte))
 }
 
 fn is_info(body: &[u8]) -> bool {

@@ -71,7 +71,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--max-connections-per-pod", "0"),
         ("--max-connections", "many"),
         ("--requests-per-pod", "0"),
-        ("--request-burst-per-pod", "-1"),
+        ("--request-burst-per-pod", "1.5"),
         ("--max-request-head", "1023"),
         ("--max-request-body", "65537"),
         ("--request-timeout", "0"),

@@ -118,11 +118,11 @@ async fn demands(this_alone: Collection, namespace: Namespace, directory: Arc<Di
     };
     let heard = |news| match news {
         News::All(demands) => {
-            let demands = demands.into_iter().next().unwrap_or_else(Demands::strictest);
+            let demands = demands.into_iter().next().unwrap_or_else(Demands::unreadable);
             directory.apply_demands(&namespace, demands);
         }
         News::Changed(demands) => directory.apply_demands(&namespace, demands),
-        News::Unreadable(_) => directory.apply_demands(&namespace, Demands::strictest()),
+        News::Unreadable(_) => directory.apply_demands(&namespace, Demands::unreadable()),
         // Its pods end with it.
         News::Gone(_) | News::UpToDate => {}
     };

@@ -16,10 +16,10 @@ pub struct Demands {
 }
 
 impl Demands {
-    /// Those of a namespace that cannot be read: the strictest.
+    /// Those of a namespace that cannot be read: it permits nothing, whoever asks in whatever way.
     #[must_use]
-    pub fn strictest() -> Self {
-        Self { permitted: Some(PermittedRoles::new("")), require_imdsv2: true }
+    pub fn unreadable() -> Self {
+        Self { permitted: Some(PermittedRoles::new("")), require_imdsv2: false }
     }
 }
 
