@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use http::Uri;
 use kube::{client::ClientBuilder, config::KubeConfigOptions};
+use nix::sys::socket::{setsockopt, sockopt};
 use secrecy::SecretString;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -27,7 +28,6 @@ mod succession;
 use self::succession::Succession;
 use crate::{
     admin::{self, Admin},
-    clock,
     config::{ApiServer, ComposeRoleArn, Config, Intercept, Source, StsLocation},
     credentials::refresher::{Channel, Refresher},
     descriptors, drain,
@@ -72,6 +72,10 @@ const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted. All pods share them, and one that connects in a rush must not fill them: then the
 /// kernel drops whoever else comes, who tries again after a second. As many as Linux lets us have by default.
 const BACKLOG: u32 = 4096;
+/// The kernel's share of what a client has not read, of each connection.
+const SEND_BUFFER: u32 = 32 * 1024;
+/// How long what was sent may stay unacknowledged, also once the connection is closed.
+const UNACKNOWLEDGED_MILLISECONDS: u32 = 20_000;
 /// Between two questions to the metadata service.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// From a request to the head of its answer; of a list or a watch, the body comes later.
@@ -89,6 +93,9 @@ pub struct Bound {
     readiness: Arc<Readiness>,
     tasks: JoinSet<&'static str>,
     drain: drain::Trigger,
+    /// What waits for it waits as long as this is there.
+    #[expect(dead_code, reason = "held until it is dropped")]
+    owns: Arc<tokio::sync::watch::Sender<bool>>,
     succession: JoinHandle<()>,
     handed_over: oneshot::Receiver<()>,
 }
@@ -110,7 +117,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
     let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
     let parts = parts(config.intercept, address, &config.container_endpoints, &config.limits)?;
-    let session_keys = key::load_or_make(&config.state_dir, clock::now().unix_seconds())?;
+    let session_keys = key::load(&config.state_dir).await?;
     let session_keys = Arc::new(ArcSwap::from_pointee(session_keys));
     let limits = within_descriptors(config.limits);
 
@@ -194,9 +201,12 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let keys = Arc::new(Keys::default());
     let container = (!endpoints.is_empty()).then(|| {
         let audience = config.token_audience.clone();
-        Container::new(pods, Arc::clone(&keys), audience, Arc::clone(&endpoints), Arc::clone(&metrics))
+        let (endpoints, metrics) = (Arc::clone(&endpoints), Arc::clone(&metrics));
+        Container::new(pods, Arc::clone(&keys), audience, config.require_imdsv2, endpoints, metrics)
     });
-    spawn(&mut tasks, "reader of the cluster's keys", keys.keep(client.clone()));
+    if container.is_some() {
+        spawn(&mut tasks, "reader of the cluster's keys", keys.keep(client.clone()));
+    }
     let accept = match config.intercept {
         Intercept::None => Accept::All,
         Intercept::Iptables => Accept::Redirected { metadata: METADATA.into(), container: endpoints },
@@ -255,7 +265,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     );
 
     tracing::info!(%address, %admin_address, intercept = config.intercept.label(), "listening");
-    Ok(Bound { address, admin_address, readiness, tasks, drain, succession, handed_over })
+    Ok(Bound { address, admin_address, readiness, tasks, drain, owns, succession, handed_over })
 }
 
 impl Bound {
@@ -271,8 +281,10 @@ impl Bound {
             Some(ended) = self.tasks.join_next() => anyhow::bail!("{}", why_ended(ended)),
         };
         self.readiness.lacks(Condition::Running, "stopping");
-        // It holds the listening sockets too, and they must close now.
-        self.succession.abort();
+        // It holds the listening sockets too, and they must close now; after a hand-over it watches over the next one.
+        if !handed_over {
+            self.succession.abort();
+        }
         tracing::info!("stopping: requests in flight are answered, guard and redirect stay");
         if !self.drain.drain(GRACE).await {
             tracing::warn!("some requests were still in flight after {} s", GRACE.as_secs());
@@ -281,7 +293,10 @@ impl Bound {
             // To end now would be to be started again, beside the one that took over.
             self.tasks.shutdown().await;
             tracing::info!("handed over to the next daemon; nothing is left to do but to wait for the signal to stop");
-            stop.await;
+            tokio::select! {
+                () = stop => {}
+                _ = self.succession => anyhow::bail!("the daemon that took over has ended, and nobody serves"),
+            }
         }
         Ok(())
     }
@@ -437,6 +452,9 @@ fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> an
     }
     let bind = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // What a connection inherits: answers are small, and what nobody reads must not stay in the kernel.
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        setsockopt(&socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MILLISECONDS)?;
         // Connections of a daemon before us may still be in the kernel.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
@@ -447,9 +465,9 @@ fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> an
 
 /// Waits until pods are ours to serve.
 async fn once_ours(mut owns: tokio::sync::watch::Receiver<bool>, serving: impl Future<Output = ()>) {
-    // The sender lives as long as the daemon.
-    let _ = owns.wait_for(|owns| *owns).await;
-    serving.await;
+    if owns.wait_for(|owns| *owns).await.is_ok() {
+        serving.await;
+    }
 }
 
 fn parts(
@@ -458,8 +476,8 @@ fn parts(
     container: &[IpAddr],
     limits: &Limits,
 ) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
-    // A connection takes a turn as a request does, and above its number it is closed at once.
-    let rush = Rush { per_second: limits.requests_per_second, burst: limits.connections_per_pod };
+    // A connection takes a turn as a request does; but one pod alone must not fill the queue.
+    let rush = Rush { per_second: limits.requests_per_second, burst: limits.request_burst.min(BACKLOG * 3 / 8) };
     let addresses = intercept::addresses(container);
     let redirect = match intercept {
         Intercept::None => return Ok(Vec::new()),

@@ -133,8 +133,9 @@ pub struct RunArgs {
     )]
     pub namespace_policy: String,
 
-    /// Refuse every request without a session token (IMDSv1), of whatever pod. Absent: only where a namespace or a
-    /// service account says so (annotation kube2irsa.io/require-imdsv2).
+    /// Refuse every request without a session token (IMDSv1), of whatever pod, and at the container endpoint every one
+    /// without the pod's own token. Absent: only where a namespace or a service account says so (annotation
+    /// kube2irsa.io/require-imdsv2).
     #[arg(long, env = "KUBE2IRSA_REQUIRE_IMDSV2")]
     pub require_imdsv2: bool,
 
@@ -170,7 +171,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value = "60", env = "KUBE2IRSA_IDLE_TIMEOUT")]
     pub idle_timeout: String,
 
-    /// Directory for the session key, best on tmpfs.
+    /// Directory for the keys of session tokens and for the hand-over to the next daemon, best on tmpfs.
     #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,
 

@@ -112,7 +112,9 @@ fn in_node_mode_the_daemon_has_power_over_its_nodes_pods_and_no_others() {
     let of_other = "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-2";
     cluster.get(cluster.as_node(), of_other).refuses(403, selector);
     // What else a node may do.
-    cluster.get(cluster.as_node(), "/api/v1/nodes/node-1").refuses(403, "at the cluster scope");
+    assert_eq!(cluster.get(cluster.as_node(), "/api/v1/nodes/node-1").0, 200, "its own place");
+    let of_others = "cannot read 'node-2', only its own Node object";
+    cluster.get(cluster.as_node(), "/api/v1/nodes/node-2").refuses(403, of_others);
     assert_eq!(cluster.get(cluster.as_node(), "/api/v1/namespaces/team-a/secrets/any").0, 403);
     // As ourselves.
     assert_eq!(cluster.token(cluster.ourselves(), "web", &good).0, 403);

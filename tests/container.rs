@@ -256,6 +256,26 @@ fn resigned(sandbox: &Sandbox, token: &str, change: impl Fn(&mut Value)) -> Stri
 }
 
 #[test]
+fn where_session_tokens_are_required_a_path_alone_gets_nothing_here_either() {
+    let (sandbox, web) = with_a_pod();
+    let assert_needs_a_token = || {
+        let answer = request(endpoint(0), &web, &format!("GET {PATH}"), &[("Host", "169.254.170.2")]).unwrap();
+        assert_problem(&answer, 401, "TokenRequired");
+        assert_eq!(with_token(&web, &of_token(&sandbox, "web", "web-0", POD_IDENTITY)).status, 200);
+    };
+    {
+        let _daemon = Daemon::ready(&sandbox, &["--require-imdsv2"]);
+        assert_needs_a_token();
+        assert_eq!(refused(&sandbox, "no_token"), 1.0);
+    }
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
+    let annotations = [("eks.amazonaws.com/role-arn", role.as_str()), ("kube2irsa.io/require-imdsv2", "true")];
+    sandbox.annotate("team-a", "web", &annotations);
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    assert_needs_a_token();
+}
+
+#[test]
 fn a_token_that_is_shown_must_be_the_pods_own() {
     let (sandbox, web) = with_a_pod();
     sandbox.add_service_account("team-a", "worker", "worker").unwrap();
@@ -300,7 +320,11 @@ fn a_token_that_is_shown_must_be_the_pods_own() {
     invalid(&web, &format!("{none}.{claims}."), "form");
     let stranger = sandbox::issuer::Issuer::new(sandbox.cloud.issuer.url()).unwrap();
     let claims = serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
-    invalid(&web, &stranger.sign(&claims).unwrap(), "key");
+    // Its key could be the cluster's newest, until the keys have been asked for since.
+    let strangers = stranger.sign(&claims).unwrap();
+    assert_problem(&with_token(&web, &strangers), 503, "KeysUnavailable");
+    eventually("its key is nobody's", || with_token(&web, &strangers).status == 401);
+    assert!(refused(&sandbox, "key") >= 1.0);
     for nonsense in ["", "Bearer", "Bearer ", "Basic dXNlcg==", "x", "a.b.c", "\u{e4}"] {
         invalid(&web, nonsense, "form");
     }

@@ -46,7 +46,9 @@ fn a_session_token_is_given_at_once_to_whoever_asks_rightly() {
     }
     let forwarded = ask(&web, "PUT", "/latest/api/token", &[(TTL, "60"), ("X-Forwarded-For", "10.0.0.1")]).unwrap();
     assert_eq!((forwarded.status, forwarded.header(TTL)), (403, None));
-    assert_eq!(ask(&web, "PUT", "/2021-07-15/api/token", &[(TTL, "60")]).unwrap().status, 403);
+    for method in ["PUT", "GET"] {
+        assert_eq!(ask(&web, method, "/2021-07-15/api/token", &[(TTL, "60")]).unwrap().status, 403);
+    }
     for method in ["GET", "POST", "DELETE", "HEAD"] {
         let answer = ask(&web, method, "/latest/api/token", &[]);
         // The length of a HEAD's body is that of a GET's, which is empty here too.
@@ -135,6 +137,7 @@ fn a_token_dies_with_its_pod_though_the_address_lives_on() {
     let next = sandbox.add_pod_at("team-a", "web-1", "web", address).unwrap();
     eventually("the next pod is served", || ask(&next, "GET", ROLE_NAME, &[]).unwrap().status == 200);
     assert_eq!(with_token(&next), 401);
+    assert_eq!(ask(&next, "GET", "/latest/meta-data/", &[(TOKEN, &token)]).unwrap().status, 401);
 }
 
 const REQUIRE: &str = "kube2irsa.io/require-imdsv2";
@@ -142,7 +145,9 @@ const REQUIRE: &str = "kube2irsa.io/require-imdsv2";
 #[test]
 fn where_session_tokens_are_required_nothing_is_served_without_one() {
     let (sandbox, web) = with_a_pod();
-    let paths = [ROLE_NAME, &format!("{ROLE_NAME}web"), "/latest/meta-data/placement/region", "/latest/", "/nothing"];
+    let hostname = "/latest/meta-data/hostname";
+    let of_role = format!("{ROLE_NAME}web");
+    let paths = [ROLE_NAME, &of_role, "/latest/meta-data/placement/region", "/latest/", "/nothing", hostname];
     let assert_refused = |pod: &Pod| {
         for path in paths {
             let answer = ask(pod, "GET", path, &[]).unwrap();
@@ -153,11 +158,11 @@ fn where_session_tokens_are_required_nothing_is_served_without_one() {
         assert_eq!((served.status, served.text()), (200, "web"));
     };
     {
-        let _daemon = Daemon::ready(&sandbox, &["--require-imdsv2"]);
+        let _daemon = Daemon::ready(&sandbox, &["--require-imdsv2", "--allow-path", hostname]);
         assert_refused(&web);
         assert!(metric(&sandbox, "kube2irsa_requests_without_session_refused_total") >= 5.0);
     }
-    let _daemon = Daemon::ready(&sandbox, &[]);
+    let _daemon = Daemon::ready(&sandbox, &["--allow-path", hostname]);
     assert_eq!(ask(&web, "GET", ROLE_NAME, &[]).unwrap().status, 200, "by default they are not");
     assert!(metric(&sandbox, "kube2irsa_requests_without_session_total") >= 1.0);
 

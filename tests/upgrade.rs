@@ -57,6 +57,14 @@ fn client(pod: &Pod, keeps: bool, seen: &Seen) -> io::Result<()> {
     Ok(())
 }
 
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Runs clients while `upgrade` goes on: none of them may fail.
 fn under_load(pod: &Pod, upgrade: impl FnOnce()) {
     let seen = Seen::default();
@@ -68,6 +76,8 @@ fn under_load(pod: &Pod, upgrade: impl FnOnce()) {
             })
         });
         let clients = clients.collect::<Vec<_>>();
+        // Also if the upgrade fails: the scope waits for them.
+        let _stop = Stop(&seen.stop);
         let before = seen.answered.load(Ordering::Relaxed);
         upgrade();
         thread::sleep(Duration::from_millis(300));
@@ -114,8 +124,8 @@ fn no_request_fails_while_one_daemon_follows_another() {
     assert_eq!(sandbox.cloud.imds.credential_requests(), 0);
 }
 
-#[test]
-fn a_daemon_goes_on_if_the_next_one_dies_half_way() {
+/// The next daemon starts and gets no credentials; `end` ends it.
+fn a_next_one_that_never_serves(end: impl FnOnce(Daemon)) {
     let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     has_credentials(&web);
@@ -125,14 +135,37 @@ fn a_daemon_goes_on_if_the_next_one_dies_half_way() {
         says(&next, "it goes on until this one is ready", 1);
         thread::sleep(Duration::from_millis(500));
         assert!(!next.log().contains(TAKEN), "it has no credentials for the pod yet");
-        next.kill();
+        end(next);
         says(&daemon, "did not take over", 1);
     });
     sandbox.cloud.sts.faults().release();
     let flushed = sandbox.node().command("iptables").args(["-t", "nat", "-F"]).status().unwrap();
     assert!(flushed.success());
-    eventually("the rules are still cared for", || rules(&sandbox).contains("KUBE2IRSA"));
+    eventually("the rules are still cared for", || rules(&sandbox).contains("--to-destination"));
     daemon.stop();
+}
+
+#[test]
+fn a_daemon_goes_on_if_the_next_one_dies_half_way() {
+    a_next_one_that_never_serves(Daemon::kill);
+}
+
+#[test]
+fn a_next_one_that_is_told_to_stop_before_it_serves_takes_no_request() {
+    a_next_one_that_never_serves(|next| assert!(next.stop().success()));
+}
+
+#[test]
+fn who_has_handed_over_ends_with_an_error_when_the_next_one_ends() {
+    let (sandbox, web) = with_a_pod();
+    let mut daemon = Daemon::ready(&sandbox, &[]);
+    has_credentials(&web);
+    let next = Daemon::started(&sandbox, &[]);
+    says(&daemon, HANDED_OVER, 1);
+    assert!(next.stop().success());
+    assert_eq!(daemon.process.wait().unwrap().code(), Some(1), "to be started again");
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    has_credentials(&web);
 }
 
 #[test]
@@ -158,7 +191,7 @@ fn a_daemon_that_hangs_is_waited_for() {
     let mut hung = Daemon::ready(&sandbox, &[]);
     hung.process.signal(Signal::SIGSTOP).unwrap();
     let mut next = Daemon::started(&sandbox, &[]);
-    says(&next, "a daemon runs here that does not answer", 1);
+    eventually("it waits", || next.log().contains("a daemon runs here that does not answer"));
     hung.kill();
     next.wait_until_ready(&sandbox);
     assert_eq!(support::role_status(&web), 200);

@@ -38,9 +38,11 @@ pub(super) struct Succession {
 }
 
 impl Succession {
-    /// Takes over, and hands over when it is time: then `handed_over` is told.
+    /// Takes over, and hands over when it is time: then `handed_over` is told. Ends when the one that took over does.
     pub(super) async fn run(self, handed_over: oneshot::Sender<()>) {
         let Self { predecessor, offer, owns, directory, store, readiness } = self;
+        // As long as the connection is open, the one before knows that somebody serves.
+        let mut _before = None;
         if let Some(mut predecessor) = predecessor {
             tracing::info!("a daemon is running here; it goes on until this one is ready");
             tokio::select! {
@@ -52,10 +54,14 @@ impl Succession {
                 () = until(|| !readiness.is_lacking(Condition::Rules)) => predecessor.stop().await,
                 () = predecessor.died() => {}
             }
+            _before = Some(predecessor);
             tracing::info!("took over from the daemon that ran here");
         }
         match offer.make(&owns).await {
-            Ok(()) => drop(handed_over.send(())),
+            Ok(successor) => {
+                let _ = handed_over.send(());
+                successor.ended().await;
+            }
             Err(error) => {
                 tracing::warn!(%error, "an upgrade will refuse connections: the sockets cannot be offered");
                 std::future::pending().await
@@ -86,8 +92,10 @@ pub(super) async fn keep_rules(
     metrics: Arc<Metrics>,
 ) {
     loop {
-        // The sender lives as long as the daemon.
-        let _ = owns.wait_for(|owns| *owns).await;
+        // Without the sender the daemon is at its end.
+        if owns.wait_for(|owns| *owns).await.is_err() {
+            return std::future::pending().await;
+        }
         let lock = match RulesLock::acquire(&state_dir).await {
             Ok(lock) => lock,
             Err(error) => {
@@ -97,7 +105,7 @@ pub(super) async fn keep_rules(
         };
         tokio::select! {
             () = reconcile::keep(&parts, &readiness, &metrics) => {}
-            _ = owns.wait_for(|owns| !owns) => {}
+            Ok(_) = owns.wait_for(|owns| !owns) => {}
         }
         drop(lock);
     }

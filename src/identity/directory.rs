@@ -422,8 +422,12 @@ impl State {
 
     fn caller(&self, pod: Arc<Pod>) -> Caller {
         let account = self.accounts.get(&pod.namespace).and_then(|of| of.by_name.get(&pod.service_account));
-        let require_imdsv2 = account.is_some_and(|account| account.require_imdsv2)
-            || self.demands.get(&pod.namespace).is_some_and(|demands| demands.require_imdsv2);
+        let of_namespace = match self.demands.get(&pod.namespace) {
+            Some(demands) => demands.require_imdsv2,
+            // Not known yet.
+            None => self.policy != NamespacePolicy::Off,
+        };
+        let require_imdsv2 = of_namespace || account.is_some_and(|account| account.require_imdsv2);
         Caller { roles: self.roles(&pod), pod, require_imdsv2 }
     }
 

@@ -285,7 +285,11 @@ impl PodIndex {
     fn replace(&mut self, uid: PodUid, new: Option<Pod>, changed: &mut Changed) {
         changed.pods.insert(uid.clone());
         let old = match new {
-            Some(pod) => {
+            Some(mut pod) => {
+                // What was first told of it counts: later its time is no longer ahead of the clock.
+                if let Some(before) = self.pods.get(&uid) {
+                    pod.started = pod.started.min(before.started);
+                }
                 for address in pod.claims() {
                     let claimants = self.claimants.entry(*address).or_default();
                     claimants.entry(uid.clone()).or_default().told(pod.container_started);

@@ -15,7 +15,7 @@ use super::{
     index::Pod,
     names::NodeName,
 };
-use crate::metrics::Metrics;
+use crate::{clock, metrics::Metrics};
 
 /// A pod that was read.
 #[derive(Deserialize)]
@@ -153,7 +153,8 @@ impl TryFrom<SlimPod> for ReadPod {
             container_started: containers.clone().filter_map(ContainerStatus::started).max(),
             running: containers.any(|container| container.state.running.is_some()),
             addresses: status.pod_ips.iter().map(|pod_ip| pod_ip.ip.to_canonical()).collect(),
-            started: u64::try_from(started.0.as_second()).unwrap_or_default(),
+            // Not ahead of our clock, which may have been set back since: a session token of today would count as older.
+            started: u64::try_from(started.0.as_second()).unwrap_or_default().min(clock::now().unix_seconds()),
             token_audiences: spec.token_audiences(),
         }))
     }

@@ -50,6 +50,7 @@ pub struct Container {
     pods: Pods,
     keys: Arc<Keys>,
     audiences: [String; 2],
+    require_token: bool,
     /// By which it is known.
     addresses: Arc<[IpAddr]>,
     metrics: Arc<Metrics>,
@@ -73,6 +74,8 @@ enum Problem {
     AnotherHost,
     NoSuchPath,
     OnlyRead,
+    /// None is shown, and one must be.
+    NoToken,
     Unauthorized(Refused),
     Unidentified(Unidentified),
     Unentitled(Unentitled),
@@ -99,10 +102,18 @@ fn wanted(path: &str) -> Option<Wanted<'_>> {
 
 impl Container {
     /// Answers for these pods at these addresses. A token that is shown must be for `audience`, or for that of EKS Pod
-    /// Identity.
+    /// Identity. With `require_token` all of them must show one, else those that must bring the metadata service a
+    /// session token: who can make a pod send no more than a path must not get its credentials.
     #[must_use]
-    pub fn new(pods: Pods, keys: Arc<Keys>, audience: String, addresses: Arc<[IpAddr]>, metrics: Arc<Metrics>) -> Self {
-        Self { pods, keys, audiences: [audience, POD_IDENTITY.to_owned()], addresses, metrics }
+    pub fn new(
+        pods: Pods,
+        keys: Arc<Keys>,
+        audience: String,
+        require_token: bool,
+        addresses: Arc<[IpAddr]>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { pods, keys, audiences: [audience, POD_IDENTITY.to_owned()], require_token, addresses, metrics }
     }
 
     /// The answer to a request from `peer`, a canonical address. `own`: the address that the connection came to, where
@@ -155,7 +166,15 @@ impl Container {
         };
         loop {
             let caller = self.pods.identify(peer, deadline).await.map_err(Problem::Unidentified)?;
-            self.authorize(headers, &caller, deadline).await.map_err(Problem::Unauthorized)?;
+            self.authorize(headers, &caller, deadline).await?;
+            // Keys may have been waited for.
+            if !self.pods.still(&caller, peer) {
+                if Instant::now() >= deadline {
+                    return Err(Problem::Gone);
+                }
+                tokio::task::yield_now().await;
+                continue;
+            }
             let found = self.pods.credentials(&caller, name, Form::Container, peer, deadline).await;
             let outcome = match found {
                 Some(found) => found.map_err(Problem::Unentitled)?.1,
@@ -170,11 +189,18 @@ impl Container {
         }
     }
 
-    /// Whether the token that is shown, if one is, is the caller's own.
-    async fn authorize(&self, headers: &HeaderMap, caller: &Caller, deadline: Instant) -> Result<(), Refused> {
+    /// Whether the token that is shown is the caller's own, or none is and none need be.
+    async fn authorize(&self, headers: &HeaderMap, caller: &Caller, deadline: Instant) -> Result<(), Problem> {
         let mut tokens = headers.get_all(AUTHORIZATION).iter();
-        let (token, None) = (tokens.next(), tokens.next()) else { return Err(Refused::Form) };
-        let Some(token) = token else { return Ok(()) };
+        match (tokens.next(), tokens.next()) {
+            (None, _) if self.require_token || caller.require_imdsv2 => Err(Problem::NoToken),
+            (None, _) => Ok(()),
+            (Some(token), None) => self.check(token, caller, deadline).await.map_err(Problem::Unauthorized),
+            (Some(_), Some(_)) => Err(Problem::Unauthorized(Refused::Form)),
+        }
+    }
+
+    async fn check(&self, token: &HeaderValue, caller: &Caller, deadline: Instant) -> Result<(), Refused> {
         let token = token.to_str().map_err(|_| Refused::Form)?.trim();
         let token = match token.split_at_checked(SCHEME.len()) {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case(SCHEME) => token.trim_start(),
@@ -207,6 +233,7 @@ impl Problem {
     fn refusal(self) -> Option<&'static str> {
         match self {
             Self::NoHost | Self::AnotherHost => Some("host"),
+            Self::NoToken => Some("no_token"),
             Self::Unauthorized(refused) => Some(refused.label()),
             _ => None,
         }
@@ -221,6 +248,11 @@ impl Problem {
             Self::NoSuchPath => {
                 (StatusCode::NOT_FOUND, "NotFound", "the paths are /v1/credentials and /v1/credentials/<name>".into())
             }
+            Self::NoToken => (
+                StatusCode::UNAUTHORIZED,
+                "TokenRequired",
+                "an Authorization header with the pod's token is needed".into(),
+            ),
             Self::OnlyRead => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "use GET or HEAD".into()),
             Self::Unauthorized(Refused::NoKeys) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "KeysUnavailable", Refused::NoKeys.to_string().into())

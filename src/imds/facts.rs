@@ -17,6 +17,8 @@ use crate::identity::node::{Place, PlaceError};
 /// Pauses between questions double from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The same where the node was read, and does not say all: of thousands of nodes, that is some questions a second.
+const RARELY: Duration = Duration::from_secs(600);
 
 /// One of the things that are said of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,21 +105,41 @@ impl Facts {
 
     async fn learn_from_node(self, given: Given, place: impl AsyncFn() -> Result<Place, PlaceError>) {
         let mut pause = FIRST_PAUSE;
-        let place = loop {
-            // All is given but perhaps the instance's id, which few ask for: not worth a right to read nodes.
-            if given.region.is_some() && given.zone.is_some() {
-                break Place::default();
-            }
+        let mut told = false;
+        let mut known = false;
+        // All is given but perhaps the instance's id, which few ask for: not worth a right to read nodes.
+        while given.region.is_none() || given.zone.is_none() {
             match place().await {
-                Ok(place) => break place,
-                Err(error @ PlaceError::Refused { .. }) => {
-                    tracing::warn!("pods are told of this node only what flags say: {error}");
-                    break Place::default();
+                Ok(place) => {
+                    let complete = [(&given.region, &place.region), (&given.zone, &place.zone)]
+                        .iter()
+                        .all(|(given, said)| given.is_some() || said.is_some());
+                    self.are(&given, place);
+                    if complete {
+                        return;
+                    }
+                    // A cloud's controller puts them there some time after the node has come.
+                    known = true;
                 }
-                Err(PlaceError::Unknown) => tokio::time::sleep(pause).await,
+                Err(error @ PlaceError::Refused { .. }) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!("pods are told of this node only what flags say: {error}");
+                    }
+                    if !std::mem::replace(&mut known, true) {
+                        self.are(&given, Place::default());
+                    }
+                }
+                Err(PlaceError::Unknown) => {}
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        };
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(if known { RARELY } else { LONGEST_PAUSE });
+        }
+        self.are(&given, Place::default());
+    }
+
+    /// What is given, and else what the node says.
+    fn are(&self, given: &Given, place: Place) {
+        let given = given.clone();
         let given = Given {
             region: given.region.or(place.region),
             zone: given.zone.or(place.zone),
@@ -215,15 +237,19 @@ impl Given {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_millis(20)
     }
 
-    async fn learnt(given: &Given, place: impl Fn() -> Result<Place, PlaceError>) -> Facts {
+    async fn learnt(given: &Given, place: impl Fn() -> Result<Place, PlaceError> + Send + Sync + 'static) -> Facts {
         let facts = Facts::new(given);
-        facts.clone().learn(given.clone(), async || place()).await;
+        let (learning, given) = (facts.clone(), given.clone());
+        tokio::spawn(async move { learning.learn(given, move || std::future::ready(place())).await });
+        tokio::task::yield_now().await;
         facts
     }
 
@@ -257,10 +283,15 @@ mod tests {
             assert_eq!(facts.get(fact, soon()).await, Ok(None), "{fact:?}");
         }
         let given = Given { region: Some("eu-west-1".to_owned()), ..Given::default() };
-        let [region, zone] = ["elsewhere", "elsewhere-1"].map(|text| Some(text.to_owned()));
-        let facts =
-            learnt(&given, || Ok(Place { region: region.clone(), zone: zone.clone(), instance_id: None })).await;
+        let asked = AtomicUsize::new(0);
+        let labelled_later = move || {
+            let zone = (asked.fetch_add(1, Ordering::Relaxed) > 0).then(|| "elsewhere-1".to_owned());
+            Ok(Place { region: Some("elsewhere".to_owned()), zone, instance_id: None })
+        };
+        let facts = learnt(&given, labelled_later).await;
         assert_eq!(facts.get(Fact::Region, soon()).await.unwrap().as_deref(), Some(&b"eu-west-1"[..]), "flags first");
+        assert_eq!(facts.get(Fact::Zone, soon()).await, Ok(None), "not yet");
+        tokio::time::sleep(FIRST_PAUSE * 2).await;
         assert_eq!(facts.get(Fact::Zone, soon()).await.unwrap().as_deref(), Some(&b"elsewhere-1"[..]));
     }
 

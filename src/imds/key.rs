@@ -4,7 +4,7 @@
 //! that overlap share it: each reads it once a minute, and replaces it only while it holds the directory's lock.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -14,6 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
+use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 use super::session::{KEY_LENGTH, SessionKey, SessionKeys};
@@ -22,10 +23,12 @@ use crate::clock;
 const FILE: &str = "session.key";
 /// How often the file is read: well within the time that a new key takes to settle.
 const INTERVAL: Duration = Duration::from_secs(60);
+/// How often, and how long after one another, a lock is tried for that another daemon holds.
+const LOCK_TRIES: u32 = 100;
+const TRY_AGAIN: Duration = Duration::from_millis(20);
 
-const TIME_LENGTH: usize = 8;
-const ONE_KEY: usize = TIME_LENGTH + KEY_LENGTH;
-const TWO_KEYS: usize = ONE_KEY + KEY_LENGTH;
+/// A time and two keys.
+const LARGEST: usize = 8 + 2 * KEY_LENGTH;
 
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +43,15 @@ pub enum KeyError {
         /// Why it failed.
         error: io::Error,
     },
-    /// Others can read the keys.
-    #[error("--state-dir {directory}: {FILE} can be read by others than its owner; remove it")]
+    /// Others can read the keys, or made them.
+    #[error("--state-dir {directory}: {FILE} can be read by others than us, or is not ours; remove it")]
     Exposed {
+        /// The state directory.
+        directory: PathBuf,
+    },
+    /// Another daemon holds the directory.
+    #[error("--state-dir {directory}: is locked by another daemon")]
+    Locked {
         /// The state directory.
         directory: PathBuf,
     },
@@ -51,34 +60,56 @@ pub enum KeyError {
     Random,
 }
 
-/// The keys in `directory` at `now` (seconds since the Unix epoch): made if there are none, changed if it is time.
+/// The keys in `directory`: made if there are none, changed if it is time.
 ///
 /// # Errors
 /// When the directory cannot be used.
-pub fn load_or_make(directory: &Path, now: u64) -> Result<SessionKeys, KeyError> {
+pub async fn load(directory: &Path) -> Result<SessionKeys, KeyError> {
+    let mut tries = 0;
+    loop {
+        match load_or_make(directory, clock::now().unix_seconds()) {
+            // Another daemon reads some bytes; no thread is kept waiting for it.
+            Err(KeyError::Locked { .. }) if tries < LOCK_TRIES => tries += 1,
+            loaded => return loaded,
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+}
+
+fn load_or_make(directory: &Path, now: u64) -> Result<SessionKeys, KeyError> {
     let failed = |what| move |error| KeyError::Io { directory: directory.to_owned(), what, error };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("create it"))?;
     let held = File::open(directory).map_err(failed("open it"))?;
-    held.lock().map_err(failed("lock it"))?;
+    held.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => KeyError::Locked { directory: directory.to_owned() },
+        TryLockError::Error(error) => failed("lock it")(error),
+    })?;
     let path = directory.join(FILE);
-    let old = match load(&path).map_err(failed("read the session keys"))? {
-        Some(Loaded::Exposed) => return Err(KeyError::Exposed { directory: directory.to_owned() }),
-        Some(Loaded::Keys(bytes)) => Some(bytes),
+    let old = match read(&path).map_err(failed("read the session keys"))? {
+        Some(Found::Exposed) => return Err(KeyError::Exposed { directory: directory.to_owned() }),
+        Some(Found::Kept(kept)) => Some(kept),
         // A file of another length is what a full disk leaves: tokens made with it are lost either way.
         None => None,
     };
-    if let Some(keys) = old.as_ref().and_then(|bytes| keys(bytes))
-        && !keys.are_due(now)
-    {
-        return Ok(keys);
+    let new = match &old {
+        // Made by a clock that was ahead: they are kept, and their time begins now.
+        Some(kept) if kept.made > now => Kept { made: now, newer: kept.newer.clone(), older: kept.older.clone() },
+        Some(kept) if !kept.keys().are_due(now) => return Ok(kept.keys()),
+        due => {
+            let mut newer = Zeroizing::new([0; KEY_LENGTH]);
+            rand::fill(&mut *newer).map_err(|_| KeyError::Random)?;
+            Kept { made: now, newer, older: due.as_ref().map(|kept| kept.newer.clone()) }
+        }
+    };
+    match (store(&path, &new.bytes()), old) {
+        (Ok(()), _) => Ok(new.keys()),
+        // Better than none: on a full disk, say.
+        (Err(error), Some(old)) => {
+            tracing::warn!(%error, "the session keys cannot be changed; they stay in use");
+            Ok(old.keys())
+        }
+        (Err(error), None) => Err(failed("write the session keys")(error)),
     }
-    let mut new = Zeroizing::new(Vec::with_capacity(TWO_KEYS));
-    new.extend(now.to_be_bytes());
-    new.resize(ONE_KEY, 0);
-    rand::fill(&mut new[TIME_LENGTH..]).map_err(|_| KeyError::Random)?;
-    new.extend(old.iter().flat_map(|bytes| &bytes[TIME_LENGTH..ONE_KEY]));
-    store(&path, &new).map_err(failed("write the session keys"))?;
-    keys(&new).ok_or(KeyError::Random)
 }
 
 /// Keeps `keys` those that are in `directory`, and changes them when it is time; never ends.
@@ -86,8 +117,7 @@ pub async fn keep(directory: PathBuf, keys: Arc<ArcSwap<SessionKeys>>) {
     let mut was_well = true;
     loop {
         tokio::time::sleep(INTERVAL).await;
-        // A file of some bytes; the lock is held for as long as that takes.
-        match load_or_make(&directory, clock::now().unix_seconds()) {
+        match load(&directory).await {
             Ok(loaded) => {
                 keys.store(Arc::new(loaded));
                 was_well = true;
@@ -101,34 +131,57 @@ pub async fn keep(directory: PathBuf, keys: Arc<ArcSwap<SessionKeys>>) {
     }
 }
 
-enum Loaded {
-    Keys(Zeroizing<Vec<u8>>),
+/// What the file holds.
+struct Kept {
+    made: u64,
+    newer: Zeroizing<[u8; KEY_LENGTH]>,
+    older: Option<Zeroizing<[u8; KEY_LENGTH]>>,
+}
+
+enum Found {
+    Kept(Kept),
     Exposed,
 }
 
-fn load(path: &Path) -> io::Result<Option<Loaded>> {
-    let mut file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path) {
+impl Kept {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (made, keys) = bytes.split_first_chunk()?;
+        let (newer, older) = keys.split_first_chunk()?;
+        let older = match older {
+            [] => None,
+            older => Some(Zeroizing::new(older.try_into().ok()?)),
+        };
+        Some(Self { made: u64::from_be_bytes(*made), newer: Zeroizing::new(*newer), older })
+    }
+
+    fn bytes(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST));
+        bytes.extend(self.made.to_be_bytes());
+        bytes.extend(self.newer.iter().chain(self.older.iter().flat_map(|older| older.iter())));
+        bytes
+    }
+
+    fn keys(&self) -> SessionKeys {
+        let older = self.older.as_ref().map(|key| SessionKey::new(key));
+        SessionKeys { newer: SessionKey::new(&self.newer), made: self.made, older }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Found>> {
+    // Neither a link is followed nor a pipe waited for.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let metadata = file.metadata()?;
-    if metadata.mode() & 0o077 != 0 {
-        return Ok(Some(Loaded::Exposed));
+    if metadata.mode() & 0o077 != 0 || metadata.uid() != geteuid().as_raw() {
+        return Ok(Some(Found::Exposed));
     }
-    let Some(length) = [ONE_KEY, TWO_KEYS].into_iter().find(|length| metadata.len() == *length as u64) else {
-        return Ok(None);
-    };
-    let mut bytes = Zeroizing::new(vec![0; length]);
-    file.read_exact(&mut bytes)?;
-    Ok(Some(Loaded::Keys(bytes)))
-}
-
-fn keys(bytes: &[u8]) -> Option<SessionKeys> {
-    let (made, keys) = bytes.split_first_chunk()?;
-    let (newer, older) = keys.split_first_chunk()?;
-    let older = older.try_into().ok().map(SessionKey::new);
-    Some(SessionKeys { newer: SessionKey::new(newer), made: u64::from_be_bytes(*made), older })
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST + 1));
+    file.take(LARGEST as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Kept::read(&bytes).map(Found::Kept))
 }
 
 /// Whole or not at all: a half-written key would be another key after the next restart.
@@ -171,6 +224,28 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_ahead_for_a_while_costs_no_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |hour| load_or_make(directory.path(), hour * HOUR).unwrap();
+        let token = at(100).issue(A, 101 * HOUR, 6 * HOUR);
+        let ahead = at(200);
+        assert_eq!(ahead.made, 200 * HOUR);
+        let back = at(101);
+        assert_eq!(back.made, 101 * HOUR);
+        assert!(back.verify(token.as_bytes(), A, 101 * HOUR).is_some());
+    }
+
+    #[test]
+    fn a_directory_that_another_daemon_holds_is_not_waited_for_with_a_thread() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = File::open(directory.path()).unwrap();
+        held.lock().unwrap();
+        assert!(matches!(load_or_make(directory.path(), HOUR), Err(KeyError::Locked { .. })));
+        drop(held);
+        assert!(load_or_make(directory.path(), HOUR).is_ok());
+    }
+
+    #[test]
     fn a_file_that_is_no_keys_is_replaced_and_one_that_others_can_read_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join(FILE);
@@ -178,6 +253,6 @@ mod tests {
         assert!(matches!(load_or_make(directory.path(), HOUR), Err(KeyError::Exposed { .. })));
         fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         assert_eq!(load_or_make(directory.path(), HOUR).unwrap().made, HOUR);
-        assert_eq!(fs::metadata(&file).unwrap().len(), ONE_KEY as u64);
+        assert_eq!(fs::metadata(&file).unwrap().len(), 40);
     }
 }

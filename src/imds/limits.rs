@@ -16,6 +16,8 @@ use std::{
 
 /// Between two looks for addresses that are done with.
 const SWEEP: Duration = Duration::from_secs(1);
+/// A pod with fewer connections finds a place though others have taken most.
+const FEW: usize = 16;
 /// Descriptors that are left for the rest: watches, calls of STS, the operator's listener, files.
 const DESCRIPTORS_FOR_THE_REST: u64 = 256;
 
@@ -45,7 +47,8 @@ impl Limits {
     #[must_use]
     pub fn within(self, descriptors: u64) -> Self {
         let room = descriptors - DESCRIPTORS_FOR_THE_REST.min(descriptors / 2);
-        Self { connections: self.connections.min(usize::try_from(room).unwrap_or(usize::MAX)), ..self }
+        let connections = self.connections.min(usize::try_from(room).unwrap_or(usize::MAX));
+        Self { connections, connections_per_pod: self.connections_per_pod.min(connections / 2), ..self }
     }
 }
 
@@ -135,13 +138,16 @@ impl Admission {
             let now = self.nanos(now);
             state.addresses.retain(|_, address| address.connections > 0 || !address.share.is_even(now));
         }
-        if state.open >= self.limits.connections {
-            return Err(Refused::Node);
-        }
+        let open = state.open;
         let entry = state
             .addresses
             .entry(address)
             .or_insert_with(|| Address { connections: 0, share: Arc::new(Share::new(&self.limits)) });
+        // The last quarter is for those who have few.
+        let most = if entry.connections < FEW { self.limits.connections } else { self.limits.connections / 4 * 3 };
+        if open >= most {
+            return Err(Refused::Node);
+        }
         if entry.connections >= self.limits.connections_per_pod {
             return Err(Refused::Pod);
         }

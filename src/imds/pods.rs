@@ -84,7 +84,9 @@ impl Pods {
         None
     }
 
-    fn still(&self, caller: &Caller, peer: IpAddr) -> bool {
+    /// Whether the caller is still who asks from there, with the same roles.
+    #[must_use]
+    pub fn still(&self, caller: &Caller, peer: IpAddr) -> bool {
         self.directory.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.roles == caller.roles)
     }
 }

@@ -106,8 +106,8 @@ impl Imds {
         };
         let answer = match (&head.method, route) {
             (&Method::PUT, Route::Token) => self.token(&head.headers, peer),
-            (&Method::PUT, Route::DatedToken) => Answer::Empty(StatusCode::FORBIDDEN),
-            (_, Route::Token | Route::DatedToken) => Answer::OnlyPut,
+            (_, Route::DatedToken) => Answer::Empty(StatusCode::FORBIDDEN),
+            (_, Route::Token) => Answer::OnlyPut,
             (&Method::GET | &Method::HEAD, route) => match self.session(&head.headers, peer) {
                 Ok(session) => self.get(route, session, peer, deadline).await,
                 Err(answer) => answer,
@@ -149,10 +149,6 @@ impl Imds {
         }
     }
 
-    fn is_known_to_require_imdsv2(&self, peer: IpAddr) -> bool {
-        self.pods.identified(peer).is_some_and(|caller| caller.require_imdsv2)
-    }
-
     fn no_token(&self) -> Answer {
         self.metrics.refused_without_session.inc();
         Answer::Empty(StatusCode::UNAUTHORIZED)
@@ -173,12 +169,15 @@ impl Imds {
                 (Ok(caller), route) => of_role(&caller.roles.main, route),
             },
             Route::Allowed(path) => match self.caller(session, peer, deadline).await {
-                Ok(_) => self.passed(path, deadline).await,
+                Ok(_) => self.passed(path, peer, deadline).await,
                 Err(answer) => answer,
             },
             // What is the same for all is not waited for.
-            Route::Folder(_) | Route::Other if session.is_none() && self.is_known_to_require_imdsv2(peer) => {
-                self.no_token()
+            Route::Folder(_) | Route::Other
+                if let Some(caller) = self.pods.identified(peer)
+                    && let Err(answer) = self.judge(session, &caller) =>
+            {
+                answer
             }
             Route::Folder(content) => Answer::Text(Bytes::from_static(content.as_bytes())),
             Route::Token | Route::DatedToken | Route::Other => Answer::Empty(StatusCode::NOT_FOUND),
@@ -193,11 +192,16 @@ impl Imds {
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             })
         })?;
+        self.judge(session, &caller).map(|()| caller)
+    }
+
+    /// Whether the session, or that there is none, is good for this pod.
+    fn judge(&self, session: Option<Issued>, caller: &Caller) -> Result<(), Answer> {
         match session {
             // Older than the pod that holds the address now: a token of the pod that held it before.
             Some(Issued(issued)) if issued < caller.pod.started => Err(self.bad_token()),
             None if caller.require_imdsv2 => Err(self.no_token()),
-            Some(_) | None => Ok(caller),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -209,9 +213,9 @@ impl Imds {
         }
     }
 
-    async fn passed(&self, path: String, deadline: Instant) -> Answer {
+    async fn passed(&self, path: String, peer: IpAddr, deadline: Instant) -> Answer {
         let Some(passage) = &self.passage else { return Answer::Empty(StatusCode::NOT_FOUND) };
-        match passage.read(path, deadline).await {
+        match passage.read(path, peer, deadline).await {
             Ok(Some(page)) => Answer::Page(page),
             Ok(None) => Answer::Empty(StatusCode::NOT_FOUND),
             Err(why) => {

@@ -240,6 +240,8 @@ async fn requests(
     let mut connection = http1::Builder::new()
         // As the real service writes them, for clients that compare bytes.
         .title_case_headers(true)
+        // Who has nothing more to send may still read.
+        .half_close(true)
         // The stream has limits of its own.
         .header_read_timeout(None)
         .max_buf_size(limits.request_head.max(LEAST_ROOM))

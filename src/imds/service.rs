@@ -55,7 +55,7 @@ impl Services {
         match &self.container {
             // In a box, so that a request of the metadata service does not carry the room for it along.
             Some(container) => Ok(Box::pin(container.respond(head, peer, own)).await),
-            None => self.imds.respond(head, peer).await,
+            None => Err(Close),
         }
     }
 }

@@ -18,6 +18,10 @@ const ROTATION_SECONDS: u64 = 2 * LONGEST_TTL_SECONDS;
 /// The age from which a key is used while there is an older one: by then every daemon that shares them knows it.
 const SETTLED_SECONDS: u64 = 180;
 
+/// A token from further ahead was made before the clock was set back: it would live longer than it was to, and be taken
+/// for that of a pod which started since.
+const AHEAD_SECONDS: u64 = 60;
+
 const VERSION: u64 = 2;
 /// A byte for the version, five for the time of issue, two for the life: the Common Runtime has room for a token of 64
 /// characters. EC2's have 56.
@@ -77,7 +81,8 @@ impl SessionKey {
         let header = u64::from_be_bytes(*header);
         let version = header >> (ISSUED_BITS + LIFE_BITS);
         let (issued, life) = (header >> LIFE_BITS & LARGEST_ISSUED, header & LONGEST_LIFE);
-        (version == VERSION && now < issued + life).then_some(Issued(issued))
+        let in_time = issued <= now + AHEAD_SECONDS && now < issued + life;
+        (version == VERSION && in_time).then_some(Issued(issued))
     }
 }
 
@@ -96,10 +101,10 @@ impl SessionKeys {
         by(&self.newer).or_else(|| by(self.older.as_ref()?))
     }
 
-    /// Whether it is time for another key. One that was made in the future was made by a clock that was wrong.
+    /// Whether it is time for another key.
     #[must_use]
     pub fn are_due(&self, now: u64) -> bool {
-        now.checked_sub(self.made).is_none_or(|age| age >= ROTATION_SECONDS)
+        now.saturating_sub(self.made) >= ROTATION_SECONDS
     }
 }
 
@@ -134,6 +139,8 @@ mod tests {
         assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
         assert_eq!(key.verify(token.as_bytes(), A, 1059), Some(Issued(1000)));
         assert_eq!(key.verify(token.as_bytes(), A, 1060), None, "expired");
+        assert_eq!(key.verify(token.as_bytes(), A, 940), Some(Issued(1000)));
+        assert_eq!(key.verify(token.as_bytes(), A, 939), None, "the clock was set back");
         assert_eq!(key.verify(token.as_bytes(), B, 1000), None, "another pod's");
         assert_eq!(SessionKey::new(&[8; KEY_LENGTH]).verify(token.as_bytes(), A, 1000), None, "another key's");
     }
@@ -153,7 +160,7 @@ mod tests {
         let key = |byte| SessionKey::new(&[byte; KEY_LENGTH]);
         let first = SessionKeys { newer: key(1), made: 1000, older: None };
         let due = 1000 + ROTATION_SECONDS;
-        assert!(!first.are_due(due - 1) && first.are_due(due) && first.are_due(999));
+        assert!(!first.are_due(due - 1) && first.are_due(due) && !first.are_due(999));
         let last = first.issue(A, due, LONGEST_TTL_SECONDS);
         assert!(key(1).verify(last.as_bytes(), A, due).is_some());
 

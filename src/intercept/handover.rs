@@ -31,7 +31,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest},
+    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest},
     net::{TcpListener, UnixListener, UnixStream},
     sync::watch,
 };
@@ -43,6 +43,9 @@ const TAKE: &str = "take\n";
 const SERVING: &str = "serving\n";
 /// A living daemon answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// From the moment that the next one takes the rules until it serves: some rules are written.
+const TAKING_LIMIT: Duration = Duration::from_secs(30);
+const LONGEST_LINE: u64 = 1024;
 /// How often a lock is tried for.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// The most sockets that are passed on.
@@ -99,11 +102,7 @@ impl Predecessor {
 
     /// Returns when it has died.
     pub async fn died(&mut self) {
-        let mut line = String::new();
-        // It has nothing more to say; whatever comes is not understood.
-        while self.stream.read_line(&mut line).await.is_ok_and(|length| length > 0) {
-            line.clear();
-        }
+        until_closed(&mut self.stream).await;
     }
 
     /// Asks it to give up the rules.
@@ -112,13 +111,32 @@ impl Predecessor {
     }
 
     /// Tells it that it may stop.
-    pub async fn stop(mut self) {
+    pub async fn stop(&mut self) {
         self.say(SERVING).await;
     }
 
     async fn say(&mut self, what: &str) {
         // If it has died, that is as well.
         let _ = self.stream.write_all(what.as_bytes()).await;
+    }
+}
+
+/// The daemon that took over.
+#[derive(Debug)]
+pub struct Successor(BufReader<UnixStream>);
+
+impl Successor {
+    /// Returns when it has ended.
+    pub async fn ended(self) {
+        until_closed(self.0).await;
+    }
+}
+
+/// The other has nothing more to say; whatever comes is not understood.
+async fn until_closed(mut stream: impl AsyncBufRead + Unpin) {
+    let mut line = Vec::new();
+    while (&mut stream).take(LONGEST_LINE).read_until(b'\n', &mut line).await.is_ok_and(|length| length > 0) {
+        line.clear();
     }
 }
 
@@ -145,7 +163,15 @@ impl Offer {
     ///
     /// # Errors
     /// When the offer cannot be made.
-    pub async fn make(self, owns: &watch::Sender<bool>) -> io::Result<()> {
+    pub async fn make(self, owns: &watch::Sender<bool>) -> io::Result<Successor> {
+        // The one that has just handed over to us is about to leave.
+        let limit = tokio::time::Instant::now() + PATIENCE * 5;
+        while UnixStream::connect(&self.path).await.is_ok() {
+            if tokio::time::Instant::now() > limit {
+                return Err(io::Error::other("another daemon, on other addresses, offers its own"));
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             // What is there is a dead daemon's, or that of one that has handed over to us.
@@ -153,16 +179,23 @@ impl Offer {
         }
         let listener = UnixListener::bind(&self.path)?;
         loop {
-            let (stream, _) = listener.accept().await?;
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the next daemon could not be heard; it is tried again");
+                    tokio::time::sleep(PATIENCE).await;
+                    continue;
+                }
+            };
             match self.hand_over(stream, owns).await {
-                Ok(()) => return Ok(()),
+                Ok(successor) => return Ok(successor),
                 Err(error) => tracing::warn!(%error, "the next daemon did not take over; this one goes on"),
             }
             owns.send_replace(true);
         }
     }
 
-    async fn hand_over(&self, stream: UnixStream, owns: &watch::Sender<bool>) -> io::Result<()> {
+    async fn hand_over(&self, stream: UnixStream, owns: &watch::Sender<bool>) -> io::Result<Successor> {
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
         let hello = tokio::time::timeout(PATIENCE, stream.read_line(&mut line)).await;
@@ -174,16 +207,24 @@ impl Offer {
         let sockets = self.sockets.iter().map(OwnedFd::as_fd).collect::<Vec<_>>();
         let unix = stream.get_ref();
         unix.async_io(Interest::WRITABLE, || send(unix.as_fd(), &sockets)).await?;
+        let mut limit = None;
         loop {
             line.clear();
-            if stream.read_line(&mut line).await? == 0 {
+            // It prepares for as long as it needs; once it takes the rules nobody else cares for them.
+            let read = stream.read_line(&mut line);
+            let read = match limit {
+                Some(limit) => tokio::time::timeout_at(limit, read).await.map_err(|_| io::ErrorKind::TimedOut)?,
+                None => read.await,
+            };
+            if read? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             match line.as_str() {
                 TAKE => {
                     owns.send_replace(false);
+                    limit = Some(tokio::time::Instant::now() + TAKING_LIMIT);
                 }
-                SERVING => return Ok(()),
+                SERVING => return Ok(Successor(stream)),
                 // A later version may say more.
                 _ => {}
             }
@@ -284,8 +325,13 @@ mod tests {
         assert_eq!(accepted.unwrap().1, connected.unwrap().local_addr().unwrap());
         takes.take().await;
         takes.stop().await;
-        made.await.unwrap().unwrap();
+        let successor = made.await.unwrap().unwrap();
         assert!(!*owned.borrow());
+        let ended = successor.ended();
+        let mut ended = std::pin::pin!(ended);
+        assert!(tokio::time::timeout(Duration::from_millis(20), ended.as_mut()).await.is_err());
+        drop(takes);
+        tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
     }
 
     #[tokio::test]
@@ -294,6 +340,8 @@ mod tests {
         let path = directory.path().join(SOCKET);
         let silent = UnixListener::bind(&path).unwrap();
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Silent));
+        let offer = Offer::new(directory.path(), &[&listener().await]).unwrap();
+        assert!(offer.make(&watch::Sender::new(true)).await.is_err(), "nobody's place is taken");
         drop(silent);
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Nobody), "a dead one's socket is left");
 

@@ -48,6 +48,7 @@ impl Keys {
     /// Why it is refused.
     pub async fn verify(&self, token: &str, until: tokio::time::Instant) -> Result<Arc<Shown>, Refused> {
         let mut changed = self.known.subscribe();
+        let came = clock::now().monotonic;
         loop {
             let (known, now) = (changed.borrow_and_update().clone(), clock::now().monotonic);
             let verified = known.keys.as_ref().map_or(Err(Refused::Key), |keys| keys.verify(token));
@@ -58,7 +59,7 @@ impl Keys {
                 return verified;
             }
             if !known.may_be_asked_for(now) {
-                return Err(known.without(now));
+                return Err(known.without(came));
             }
             self.wanted.notify_one();
             // The sender is ours.
@@ -122,10 +123,10 @@ impl Known {
         self.had.is_none_or(|had| now.saturating_duration_since(had) >= FRESH) && self.may_be_asked_for(now)
     }
 
-    /// What to say of a token whose key is not known, and that is not to be asked for now.
-    fn without(&self, now: Instant) -> Refused {
-        let up_to_date = self.had.is_some_and(|had| now.saturating_duration_since(had) < PAUSE);
-        if up_to_date { Refused::Key } else { Refused::NoKeys }
+    /// What to say of a token that was shown at that time and whose key is not known, while keys are not to be asked for.
+    /// It is nobody's only if they were asked for since: it may be the newest of all.
+    fn without(&self, came: Instant) -> Refused {
+        if self.had.is_some_and(|had| had >= came) { Refused::Key } else { Refused::NoKeys }
     }
 
     fn are(&mut self, keys: KeySet, asked: Instant, unusable: &[String]) {
@@ -158,22 +159,25 @@ mod tests {
     fn keys_are_asked_for_at_first_need_and_then_only_once_in_a_while() {
         let start = clock::now().monotonic;
         // When they were had, when they were asked for, now; whether they may be asked for, whether old ones are
-        // asked for anew, what is said of a token whose key is not known.
-        for (had, asked, now, may, old, without) in [
-            (None, None, 0, true, true, Refused::NoKeys),
-            (None, Some(0), 0, false, false, Refused::NoKeys),
-            (None, Some(0), 1, true, true, Refused::NoKeys),
-            (Some(0), Some(0), 9, false, false, Refused::Key),
-            (Some(0), Some(0), 10, true, false, Refused::NoKeys),
-            (Some(0), Some(0), 299, true, false, Refused::NoKeys),
-            (Some(0), Some(0), 300, true, true, Refused::NoKeys),
+        // asked for anew.
+        for (had, asked, now, may, old) in [
+            (None, None, 0, true, true),
+            (None, Some(0), 0, false, false),
+            (None, Some(0), 1, true, true),
+            (Some(0), Some(0), 9, false, false),
+            (Some(0), Some(0), 10, true, false),
+            (Some(0), Some(0), 299, true, false),
+            (Some(0), Some(0), 300, true, true),
             // They could not be had since.
-            (Some(0), Some(300), 309, false, false, Refused::NoKeys),
-            (Some(0), Some(300), 310, true, true, Refused::NoKeys),
+            (Some(0), Some(300), 309, false, false),
+            (Some(0), Some(300), 310, true, true),
         ] {
             let (known, now) = (known(had, asked, start), start + Duration::from_secs(now));
-            assert_eq!((known.may_be_asked_for(now), known.is_old(now), known.without(now)), (may, old, without));
+            assert_eq!((known.may_be_asked_for(now), known.is_old(now)), (may, old));
         }
+        let without = |had, came| known(had, had, start).without(start + Duration::from_secs(came));
+        assert_eq!([without(None, 5), without(Some(4), 5)], [Refused::NoKeys, Refused::NoKeys]);
+        assert_eq!(without(Some(5), 5), Refused::Key, "asked for since it came");
     }
 
     #[test]
