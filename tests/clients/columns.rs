@@ -164,15 +164,20 @@ fn cold_in_time(clients: &[&'static Client], latency: Duration) -> Vec<Cell> {
 }
 
 /// The shortest sessions, and a process that goes on for longer.
+/// Long enough for a pod's credentials to be there before it asks.
+const FETCHED_AHEAD: Duration = Duration::from_secs(3);
+
 fn renewal(clients: &[&'static Client]) -> Vec<Cell> {
     let clients = living(clients);
     let cluster = Cluster::new(&clients);
     let shortest = ("kube2irsa.io/session-duration", &*LIFE.as_secs().to_string());
     clients.iter().for_each(|client| cluster.annotate(client, &[shortest]));
-    let _daemon = Daemon::ready(&cluster.sandbox, &[]);
+    // So many pods at once are more than a node's share of STS has for them within a second; the start is not tried here.
+    let _daemon = Daemon::ready(&cluster.sandbox, &["--sts-rate", "100", "--sts-burst", "100"]);
     let cells = for_each(&clients, clients.len(), |client| {
         let pod = cluster.pod(client);
         let wire = Wire::tap(&pod, || ());
+        thread::sleep(FETCHED_AHEAD);
         let run = cluster.start(client, &pod, THROUGH_A_LIFE).end(LIFE + 4 * LIMIT);
         let traffic = wire.end();
         let failures = run.errors();
