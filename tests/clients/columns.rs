@@ -163,10 +163,10 @@ fn cold_in_time(clients: &[&'static Client], latency: Duration) -> Vec<Cell> {
     cells
 }
 
-/// The shortest sessions, and a process that goes on for longer.
 /// Long enough for a pod's credentials to be there before it asks.
 const FETCHED_AHEAD: Duration = Duration::from_secs(3);
 
+/// The shortest sessions, and a process that goes on for longer.
 fn renewal(clients: &[&'static Client]) -> Vec<Cell> {
     let clients = living(clients);
     let cluster = Cluster::new(&clients);
