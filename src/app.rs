@@ -306,9 +306,15 @@ impl Bound {
 fn within_descriptors(wanted: Limits) -> Limits {
     let descriptors = descriptors::raise();
     let limits = wanted.clone().within(descriptors);
-    if limits != wanted {
+    if limits.connections != wanted.connections {
         let (wanted, fit) = (wanted.connections, limits.connections);
         tracing::warn!("--max-connections {wanted}: only {fit} fit below the limit of open files ({descriptors})");
+    }
+    if limits.connections_per_pod != wanted.connections_per_pod {
+        let (wanted, half) = (wanted.connections_per_pod, limits.connections_per_pod);
+        tracing::warn!(
+            "--max-connections-per-pod {wanted}: {half}, half of those of the node, so that one pod never has all"
+        );
     }
     limits
 }

@@ -36,8 +36,10 @@ pub struct Pod {
     pub running: bool,
     /// `status.podIPs`, v4-mapped ones canonicalised.
     pub addresses: Vec<IpAddr>,
-    /// `status.startTime`, else `metadata.creationTimestamp`: seconds since the Unix epoch.
+    /// `status.startTime`, else `metadata.creationTimestamp`, but not ahead of our clock: seconds since the Unix epoch.
     pub started: u64,
+    /// The same as it was told, which may be ahead of our clock.
+    pub start_time: u64,
     /// When its newest container started, in seconds since the Unix epoch; `None` before the first one.
     pub container_started: Option<u64>,
     /// Audiences of the tokens that its own volumes bring it.
@@ -286,8 +288,8 @@ impl PodIndex {
         changed.pods.insert(uid.clone());
         let old = match new {
             Some(mut pod) => {
-                // What was first told of it counts: later its time is no longer ahead of the clock.
-                if let Some(before) = self.pods.get(&uid) {
+                // Of a time that is ahead of our clock the first that was told counts: our clock goes on.
+                if let Some(before) = self.pods.get(&uid).filter(|before| before.start_time == pod.start_time) {
                     pod.started = pod.started.min(before.started);
                 }
                 for address in pod.claims() {
@@ -330,6 +332,7 @@ impl Pod {
             running: true,
             addresses: addresses.to_vec(),
             started: 0,
+            start_time: 0,
             container_started: Some(0),
             token_audiences: Vec::new(),
         }

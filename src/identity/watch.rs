@@ -139,7 +139,8 @@ impl TryFrom<SlimPod> for ReadPod {
     type Error = Missing;
 
     fn try_from(SlimPod { metadata, mut spec, status }: SlimPod) -> Result<Self, Missing> {
-        let started = status.start_time.or(metadata.creation_timestamp).ok_or(Missing("its time"))?;
+        let start_time = status.start_time.or(metadata.creation_timestamp).ok_or(Missing("its time"))?;
+        let start_time = u64::try_from(start_time.0.as_second()).unwrap_or_default();
         let account = spec.service_account_name.take().filter(|name| !name.is_empty());
         let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses);
         Ok(Self(Pod {
@@ -153,8 +154,9 @@ impl TryFrom<SlimPod> for ReadPod {
             container_started: containers.clone().filter_map(ContainerStatus::started).max(),
             running: containers.any(|container| container.state.running.is_some()),
             addresses: status.pod_ips.iter().map(|pod_ip| pod_ip.ip.to_canonical()).collect(),
-            // Not ahead of our clock, which may have been set back since: a session token of today would count as older.
-            started: u64::try_from(started.0.as_second()).unwrap_or_default().min(clock::now().unix_seconds()),
+            // Not ahead of our clock, which may have been set back: no session token could be as young.
+            started: start_time.min(clock::now().unix_seconds()),
+            start_time,
             token_audiences: spec.token_audiences(),
         }))
     }

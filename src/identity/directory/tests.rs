@@ -219,6 +219,8 @@ fn a_session_token_is_required_if_the_account_or_its_namespace_says_so() {
     let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Annotated, |_, _| {}, |_, _| {});
     let namespace = Namespace::from("team-a");
     directory.reset_pods(vec![Pod::sample("1", &[A])]);
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", None))]));
+    assert!(directory.identified(A).unwrap().require_imdsv2, "the namespace is not known yet");
     for (of_account, of_namespace) in [("", false), ("true", false), ("", true), ("false", true)] {
         let annotations = [("eks.amazonaws.com/role-arn", ROLE), ("kube2irsa.io/require-imdsv2", of_account)];
         directory.reset_accounts(&namespace, HashMap::from([("web".into(), annotated("sa", &annotations))]));

@@ -33,6 +33,18 @@ fn a_late_delete_of_the_old_pod_leaves_the_address_with_the_new_one() {
 }
 
 #[test]
+fn a_pods_start_is_the_one_that_was_told_last_unless_that_is_ahead_of_our_clock() {
+    let mut index = PodIndex::default();
+    let mut started = |started, start_time| {
+        index.apply(Pod { started, start_time, ..Pod::sample("1", &[A]) });
+        index.get(&"1".into()).unwrap().started
+    };
+    assert_eq!(started(100, 100), 100, "made, and not started yet");
+    assert_eq!(started(110, 110), 110);
+    assert_eq!([started(120, 500), started(130, 500), started(500, 500)], [120; 3]);
+}
+
+#[test]
 fn an_address_with_two_living_claimants_is_nobodys() {
     let mut index = PodIndex::default();
     index.apply(Pod::sample("1", &[A]));
