@@ -56,6 +56,12 @@ const NODE: &[(&str, &str)] = &[("NODE_EXTRA_CA_CERTS", "{ca}")];
 const BOTOCORE: &[(&str, &str)] = &[("AWS_CA_BUNDLE", "{ca}")];
 const NEVER_AGAIN: (Column, &str) =
     (Column::Outage, "a process that found no credentials at first does not look again");
+/// Whether that is seen depends on when it asks.
+const POSTPONES: (Column, &str) = (
+    Column::Renewal,
+    "takes credentials that have less than 17 to 25 minutes left for good for longer than they are, from the real service \
+     too, and with sessions of 15 minutes that is all of them",
+);
 const V1_ONLY: (Column, &str) = (Column::V2Required, "speaks version 1 only");
 
 const fn python(
@@ -81,7 +87,7 @@ pub(crate) const CLIENTS: &[Client] = &[
         Origin::Python("current", "boto3"),
         rounds!["{tools}/current/bin/python", "{source}/python/with_boto3.py"],
         Asks::Sts,
-        NONE,
+        &[POSTPONES],
     ),
     python(
         "botocore-1-17",
@@ -113,7 +119,7 @@ pub(crate) const CLIENTS: &[Client] = &[
         Origin::Python("aiobotocore", "aiobotocore"),
         rounds!["{tools}/aiobotocore/bin/python", "{source}/python/with_aiobotocore.py"],
         Asks::Sts,
-        NONE,
+        &[POSTPONES],
     ),
     python(
         "boto2",
