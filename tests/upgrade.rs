@@ -105,6 +105,9 @@ const HANDED_OVER: &str = "handed over to the next daemon";
 #[test]
 fn no_request_fails_while_one_daemon_follows_another() {
     let (sandbox, web) = with_a_pod();
+    // So many connections in a minute use up the ports that there are by default.
+    let ports = [("ipv4/tcp_tw_reuse", "1"), ("ipv4/ip_local_port_range", "1024 65535")];
+    web.network().set(&ports).unwrap();
     let mut daemon = Daemon::ready(&sandbox, &[]);
     has_credentials(&web);
     let rules_before = rules(&sandbox);
