@@ -214,8 +214,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let services = Services { imds, container };
     let (drain, watcher) = drain::channel();
     let admission = Admission::new(limits, Instant::now());
+    let until_ours = watcher.clone();
     let serving = server::serve(listener, accept, Arc::new(services), admission, Arc::clone(&metrics), watcher);
-    spawn(&mut tasks, "listener", once_ours(owns.subscribe(), serving));
+    spawn(&mut tasks, "listener", once_ours(owns.subscribe(), until_ours.clone(), serving));
 
     let (pods, lookups) = {
         let (node, directory, metrics) = (config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
@@ -261,7 +262,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     spawn(
         &mut tasks,
         "operator's listener",
-        once_ours(owns.subscribe(), admin::serve(admin_listener, Arc::new(admin))),
+        once_ours(owns.subscribe(), until_ours, admin::serve(admin_listener, Arc::new(admin))),
     );
 
     tracing::info!(%address, %admin_address, intercept = config.intercept.label(), "listening");
@@ -469,9 +470,18 @@ fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> an
     bind().with_context(|| format!("{flag} {address}: cannot listen there"))
 }
 
-/// Waits until pods are ours to serve.
-async fn once_ours(mut owns: tokio::sync::watch::Receiver<bool>, serving: impl Future<Output = ()>) {
-    if owns.wait_for(|owns| *owns).await.is_ok() {
+/// Waits until pods are ours to serve; who is told to stop before that has nothing to bring to its end.
+async fn once_ours(
+    mut owns: tokio::sync::watch::Receiver<bool>,
+    drain: drain::Watcher,
+    serving: impl Future<Output = ()>,
+) {
+    let ours = tokio::select! {
+        ours = owns.wait_for(|owns| *owns) => ours.is_ok(),
+        () = drain.signaled() => false,
+    };
+    drop(drain);
+    if ours {
         serving.await;
     }
 }

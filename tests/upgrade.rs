@@ -141,6 +141,7 @@ fn a_next_one_that_never_serves(end: impl FnOnce(Daemon)) {
         end(next);
         says(&daemon, "did not take over", 1);
     });
+    assert!(!daemon.log().contains("still in flight"), "it had nothing to wait for");
     sandbox.cloud.sts.faults().release();
     let flushed = sandbox.node().command("iptables").args(["-t", "nat", "-F"]).status().unwrap();
     assert!(flushed.success());

@@ -23,7 +23,7 @@ use serde_json::Value;
 use super::Bound;
 use crate::{clock::Now, identity::Caller};
 
-/// By how much clocks may differ, in seconds; the API server itself takes tokens with the same.
+/// By how much this node's clock and the API server's may differ, in seconds.
 const LEEWAY: u64 = 60;
 /// Tokens that are remembered as good: more than a node has pods.
 const MOST_REMEMBERED: usize = 512;
