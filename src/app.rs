@@ -4,7 +4,8 @@
 //! 0 works, and the addresses can be read back.
 
 use std::{
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    io,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,7 +15,10 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use http::Uri;
 use kube::{client::ClientBuilder, config::KubeConfigOptions};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt},
+};
 use secrecy::SecretString;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -49,10 +53,11 @@ use crate::{
         upstream::{self, UpstreamError},
     },
     intercept::{
-        self, Firewall, METADATA, Part,
+        self, Family, METADATA, Redirection, Rush,
         guard::Guard,
         handover::{Found, Offer, Predecessor},
-        iptables::{Iptables, Rush},
+        plan::Wanted,
+        reconcile::Interception,
     },
     metrics::Metrics,
     readiness::{Condition, Readiness},
@@ -87,7 +92,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(100);
 #[derive(Debug)]
 pub struct Bound {
     /// Where pods' requests arrive.
-    pub address: SocketAddr,
+    pub addresses: Vec<SocketAddr>,
     /// Where metrics and health are served.
     pub admin_address: SocketAddr,
     readiness: Arc<Readiness>,
@@ -112,27 +117,38 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let client = client(api_server.clone())?;
     let access = Arc::new(Access::new(client.clone(), client_as(api_server, &config.node_name)?));
     let https = sts::https(config.sts.ca_bundle, config.sts.location.is_over_tls()).context("--ca-bundle")?;
-    let mut predecessor = predecessor(&config.state_dir, config.listen.into()).await;
-    let listener = bind("--listen", config.listen.into(), predecessor.as_mut())?;
+    let mut predecessor = predecessor(&config.state_dir, &config.listen).await;
+    let listeners = listeners(&config.listen, predecessor.as_mut())?;
     let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
-    let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
-    let parts = parts(config.intercept, address, &config.container_endpoints, &config.limits)?;
+    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+    let admin_address = admin_listener.local_addr()?;
+    let interception = match config.intercept {
+        Intercept::Redirect(wanted) => {
+            Some(interception(wanted, &addresses, &config.container_endpoints, &config.limits)?)
+        }
+        Intercept::Observe | Intercept::None => None,
+    };
     let session_keys = key::load(&config.state_dir).await?;
     let session_keys = Arc::new(ArcSwap::from_pointee(session_keys));
     let limits = within_descriptors(config.limits);
 
     let owns = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
-    let offer = Offer::new(&config.state_dir, &[&listener, &admin_listener])?;
+    let offer = Offer::new(&config.state_dir, listeners.iter().chain([&admin_listener]))?;
     let readiness = Arc::new(Readiness::default());
     let mut tasks = JoinSet::new();
-    metrics.intercept.with_label_values(&[config.intercept.label()]).set(1);
-    if parts.is_empty() {
-        tracing::warn!("--intercept none: no guard keeps pods from the node's role");
-    } else {
-        readiness.lacks(Condition::Rules, "not in place yet");
-        let (state_dir, owned) = (config.state_dir.clone(), owns.subscribe());
-        let rules = succession::keep_rules(parts, state_dir, owned, Arc::clone(&readiness), Arc::clone(&metrics));
-        spawn(&mut tasks, "rules", rules);
+    match interception {
+        Some(interception) => {
+            readiness.lacks(Condition::Rules, "not in place yet");
+            let (state_dir, owned) = (config.state_dir.clone(), owns.subscribe());
+            let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));
+            let rules = succession::keep_rules(interception, state_dir, owned, readiness, metrics);
+            spawn(&mut tasks, "rules", rules);
+        }
+        None => {
+            let how = if config.intercept == Intercept::Observe { "observe" } else { "none" };
+            metrics.intercept.with_label_values(&[how]).set(1);
+            tracing::warn!("--intercept {how}: no guard keeps pods from the node's role");
+        }
     }
 
     let (events, reported) = Events::new(config.node_name.clone(), config.token_audience.clone(), Arc::clone(&metrics));
@@ -142,7 +158,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let store = channel.store();
     let binding = match config.intercept {
         Intercept::None => Binding::WhereFound,
-        Intercept::Iptables => Binding::Required,
+        Intercept::Redirect(_) | Intercept::Observe => Binding::Required,
     };
     let on_entitled = {
         let (store, audience) = (Arc::clone(&store), config.token_audience.clone());
@@ -209,14 +225,18 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     }
     let accept = match config.intercept {
         Intercept::None => Accept::All,
-        Intercept::Iptables => Accept::Redirected { metadata: METADATA.into(), container: endpoints },
+        Intercept::Redirect(_) | Intercept::Observe => {
+            Accept::Redirected { metadata: METADATA.into(), container: endpoints }
+        }
     };
-    let services = Services { imds, container };
+    let services = Arc::new(Services { imds, container });
     let (drain, watcher) = drain::channel();
     let admission = Admission::new(limits, Instant::now());
-    let until_ours = watcher.clone();
-    let serving = server::serve(listener, accept, Arc::new(services), admission, Arc::clone(&metrics), watcher);
-    spawn(&mut tasks, "listener", once_ours(owns.subscribe(), until_ours.clone(), serving));
+    for listener in listeners {
+        let (accept, services, admission) = (accept.clone(), Arc::clone(&services), Arc::clone(&admission));
+        let serving = server::serve(listener, accept, services, admission, Arc::clone(&metrics), watcher.clone());
+        spawn(&mut tasks, "listener", once_ours(owns.subscribe(), watcher.clone(), serving));
+    }
 
     let (pods, lookups) = {
         let (node, directory, metrics) = (config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
@@ -262,11 +282,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     spawn(
         &mut tasks,
         "operator's listener",
-        once_ours(owns.subscribe(), until_ours, admin::serve(admin_listener, Arc::new(admin))),
+        once_ours(owns.subscribe(), watcher, admin::serve(admin_listener, Arc::new(admin))),
     );
 
-    tracing::info!(%address, %admin_address, intercept = config.intercept.label(), "listening");
-    Ok(Bound { address, admin_address, readiness, tasks, drain, owns, succession, handed_over })
+    tracing::info!(?addresses, %admin_address, "listening");
+    Ok(Bound { addresses, admin_address, readiness, tasks, drain, owns, succession, handed_over })
 }
 
 impl Bound {
@@ -438,13 +458,13 @@ async fn answer(
 }
 
 /// The daemon that runs here already. One that does not answer is given time to die, if it is in our way.
-async fn predecessor(state_dir: &Path, listen: SocketAddr) -> Option<Predecessor> {
+async fn predecessor(state_dir: &Path, listen: &[SocketAddr]) -> Option<Predecessor> {
     let limit = Instant::now() + SILENCE_PATIENCE;
     loop {
         match Predecessor::ask(state_dir).await {
             Found::Nobody => return None,
             Found::Predecessor(predecessor) => return Some(predecessor),
-            Found::Silent if Instant::now() > limit || std::net::TcpListener::bind(listen).is_ok() => return None,
+            Found::Silent if Instant::now() > limit || listen.iter().all(is_free) => return None,
             Found::Silent => {
                 tracing::warn!("a daemon runs here that does not answer; waiting for its end");
                 tokio::time::sleep(ASK_AGAIN).await;
@@ -458,7 +478,7 @@ fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> an
         return Ok(listener);
     }
     let bind = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = socket(address)?;
         // What a connection inherits: answers are small, and what nobody reads must not stay in the kernel.
         socket.set_send_buffer_size(SEND_BUFFER)?;
         setsockopt(&socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MILLISECONDS)?;
@@ -468,6 +488,34 @@ fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> an
         socket.listen(BACKLOG)
     };
     bind().with_context(|| format!("{flag} {address}: cannot listen there"))
+}
+
+fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    if address.is_ipv4() {
+        return TcpSocket::new_v4();
+    }
+    let socket = TcpSocket::new_v6()?;
+    // IPv4 has a socket of its own, of which the kernel tells where a connection was meant to go.
+    setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    Ok(socket)
+}
+
+fn is_free(address: &SocketAddr) -> bool {
+    socket(*address).and_then(|socket| socket.bind(*address)).is_ok()
+}
+
+/// The listeners for pods: without that of IPv6 where the node has none and no address was named.
+fn listeners(addresses: &[SocketAddr], mut before: Option<&mut Predecessor>) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let is_lacking = |error: io::Error| error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32);
+        if address.is_ipv6() && address.ip().is_unspecified() && TcpSocket::new_v6().is_err_and(is_lacking) {
+            tracing::info!("--listen {address}: this node has no IPv6");
+            continue;
+        }
+        listeners.push(bind("--listen", *address, before.as_deref_mut())?);
+    }
+    Ok(listeners)
 }
 
 /// Waits until pods are ours to serve; who is told to stop before that has nothing to bring to its end.
@@ -486,31 +534,36 @@ async fn once_ours(
     }
 }
 
-fn parts(
-    intercept: Intercept,
-    listening: SocketAddr,
+fn interception(
+    wanted: Wanted,
+    listening: &[SocketAddr],
     container: &[IpAddr],
     limits: &Limits,
-) -> anyhow::Result<Vec<(Part, Box<dyn Firewall>)>> {
+) -> anyhow::Result<Interception> {
     // A connection takes a turn as a request does; but one pod alone must not fill the queue.
     let rush = Rush { per_second: limits.requests_per_second, burst: limits.request_burst.min(BACKLOG * 3 / 8) };
     let addresses = intercept::addresses(container);
-    let redirect = match intercept {
-        Intercept::None => return Ok(Vec::new()),
-        Intercept::Iptables => Iptables::new(target(listening)?, &addresses, Some(rush)),
-    };
-    Ok(vec![(Part::Guard, Box::new(Guard::new(addresses))), (Part::Redirect, Box::new(redirect))])
+    let targets = targets(listening)?;
+    Ok(Interception {
+        guard: Guard::new(Arc::clone(&addresses)),
+        redirection: Redirection { addresses, targets, rush },
+        wanted,
+    })
 }
 
-/// Where redirected requests are sent: an address of the node's own, which packets from pods can reach.
-fn target(listening: SocketAddr) -> anyhow::Result<SocketAddrV4> {
-    let address = match listening.ip() {
-        IpAddr::V4(address) if !address.is_unspecified() => address,
-        _ => intercept::node_address().with_context(|| {
-            format!("--listen {listening}: the node's own address cannot be found; name it instead")
-        })?,
-    };
-    Ok(SocketAddrV4::new(address, listening.port()))
+/// Where redirected requests are sent: addresses of the node's own, which packets from pods can reach. A family in which
+/// it has none is refused by the guard.
+fn targets(listening: &[SocketAddr]) -> anyhow::Result<Vec<SocketAddr>> {
+    let mut targets = Vec::new();
+    for listening in listening {
+        let (ip, family) = (listening.ip(), Family::of(listening.ip()));
+        match Some(ip).filter(|ip| !ip.is_unspecified()).or_else(|| intercept::node_address(family)) {
+            Some(address) => targets.push(SocketAddr::new(address, listening.port())),
+            None => tracing::info!("--listen {listening}: the node has no {family} address of its own"),
+        }
+    }
+    anyhow::ensure!(!targets.is_empty(), "--listen: the node's own address cannot be found; name it instead");
+    Ok(targets)
 }
 
 #[cfg(test)]

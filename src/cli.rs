@@ -44,8 +44,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", env = "KUBE2IRSA_KUBECONFIG")]
     pub kubeconfig: Option<String>,
 
-    /// Where pods' requests are redirected to (IPv4).
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:9169", env = "KUBE2IRSA_LISTEN")]
+    /// Where pods' requests are redirected to: an address of a family, or one of each, separated by a comma. A family
+    /// that the node does not have is left out.
+    #[arg(long, value_name = "ADDR:PORT,…", default_value = "0.0.0.0:9169,[::]:9169", env = "KUBE2IRSA_LISTEN")]
     pub listen: String,
 
     /// Where metrics and health are served; never reachable by pods on a loopback address.
@@ -175,12 +176,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,
 
-    /// How pods' requests are redirected; `none` installs no rule, nor the guard.
-    #[arg(long, value_name = "auto|nft|iptables|none", default_value = "auto", env = "KUBE2IRSA_INTERCEPT")]
+    /// How pods' requests are redirected: by nftables or iptables, or by whichever works (`auto`). `observe` redirects
+    /// nothing and names the pods that contact the metadata service; `none` installs no rule, nor the guard.
+    #[arg(long, value_name = "auto|nft|iptables|observe|none", default_value = "auto", env = "KUBE2IRSA_INTERCEPT")]
     pub intercept: String,
 
     /// Addresses at which the container credentials endpoint is served, separated by commas (169.254.170.2,
-    /// 169.254.170.23); `off`: none. 169.254.170.23 is that of EKS Pod Identity: name it only where that is not used.
+    /// 169.254.170.23, fd00:ec2::23); `off`: none. The latter two are those of EKS Pod Identity: name them only where
+    /// that is not used.
     #[arg(long, value_name = "ADDR,…|off", default_value = "169.254.170.2", env = "KUBE2IRSA_CONTAINER_ENDPOINTS")]
     pub container_endpoints: String,
 

@@ -4,7 +4,7 @@
 
 use std::{
     fmt, fs,
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
 };
@@ -21,7 +21,7 @@ use crate::{
     cli::RunArgs,
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
     imds::{allowed::AllowedPaths, facts::Given, limits::Limits},
-    intercept::{CONTAINER, POD_IDENTITY_V4, POD_IDENTITY_V6},
+    intercept::{CONTAINER, POD_IDENTITY_V4, POD_IDENTITY_V6, plan::Wanted},
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -34,8 +34,8 @@ pub struct Config {
     pub node_name: NodeName,
     /// How to reach the API server.
     pub api_server: ApiServer,
-    /// Where pods' requests arrive.
-    pub listen: SocketAddrV4,
+    /// Where pods' requests arrive: one address of a family, or one of each.
+    pub listen: Vec<SocketAddr>,
     /// Where metrics and health are served.
     pub admin_listen: SocketAddr,
     /// Where credentials come from.
@@ -105,21 +105,12 @@ pub enum TokenAccess {
 /// How requests are redirected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intercept {
-    /// By iptables.
-    Iptables,
+    /// By us, and pods are kept from the real service.
+    Redirect(Wanted),
+    /// Not at all: it is only seen who asks.
+    Observe,
     /// Not by us, and without the guard.
     None,
-}
-
-impl Intercept {
-    /// As a metric's label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Iptables => "iptables",
-            Self::None => "none",
-        }
-    }
 }
 
 /// Form of the log lines.
@@ -175,30 +166,23 @@ impl Config {
             None => errors.add("--node-name: is missing".to_owned(), "".into()),
         };
         let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-        let listen = errors.parsed("--listen", &args.listen, "an address and port, such as 0.0.0.0:9169", unspecified);
+        let listen = listen(&args.listen, &mut errors);
         let admin_what = "an address and port, such as 127.0.0.1:9170";
         let admin_listen = errors.parsed("--admin-listen", &args.admin_listen, admin_what, unspecified);
-        if listen.port() != 0 && listen.port() == admin_listen.port() {
+        if listen.iter().any(|listen| listen.port() != 0 && listen.port() == admin_listen.port()) {
             let same = format!("--admin-listen {admin_listen}: must not share the port of --listen, which pods reach");
             errors.add(same, ());
         }
         let intercept = match args.intercept.as_str() {
-            "auto" | "iptables" => Intercept::Iptables,
+            "auto" => Intercept::Redirect(Wanted::Auto),
+            "nft" => Intercept::Redirect(Wanted::Nft),
+            "iptables" => Intercept::Redirect(Wanted::Iptables),
+            "observe" => Intercept::Observe,
             "none" => Intercept::None,
-            "nft" => {
-                let text = "--intercept nft: this version redirects by iptables only; use auto or iptables";
-                errors.add(text.to_owned(), Intercept::None)
-            }
-            other => errors.add(format!("--intercept {other:?}: must be auto, nft, iptables or none"), Intercept::None),
+            other => errors
+                .add(format!("--intercept {other:?}: must be auto, nft, iptables, observe or none"), Intercept::None),
         };
-        let listen = match listen {
-            SocketAddr::V4(listen) => listen,
-            SocketAddr::V6(_) => {
-                let text = format!("--listen {listen}: must be an IPv4 address, as the redirect is");
-                errors.add(text, SocketAddrV4::new([0, 0, 0, 0].into(), 0))
-            }
-        };
-        if intercept != Intercept::None && listen.ip().is_loopback() {
+        if let (Intercept::Redirect(_), Some(listen)) = (intercept, listen.iter().find(|to| to.ip().is_loopback())) {
             let text = format!("--listen {listen}: pods' packets cannot be redirected to a loopback address");
             errors.add(text, ());
         }
@@ -290,6 +274,24 @@ fn allowed(args: &RunArgs, imds: Option<&Uri>, errors: &mut Errors) -> Option<(U
     Some((imds?.clone(), allowed))
 }
 
+/// One address of a family, or one of each.
+fn listen(text: &str, errors: &mut Errors) -> Vec<SocketAddr> {
+    let mut addresses = Vec::<SocketAddr>::new();
+    for word in text.split(',').map(str::trim) {
+        match word.parse::<SocketAddr>() {
+            Ok(address) if addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4()) => {
+                errors.add(format!("--listen {word}: there is another address of its family"), ());
+            }
+            Ok(address) => addresses.push(address),
+            Err(_) => {
+                let text = format!("--listen {word:?}: is not an address and port, such as 0.0.0.0:9169 or [::]:9169");
+                errors.add(text, ());
+            }
+        }
+    }
+    addresses
+}
+
 fn container_endpoints(text: &str, errors: &mut Errors) -> Vec<IpAddr> {
     if text == "off" {
         return Vec::new();
@@ -297,15 +299,14 @@ fn container_endpoints(text: &str, errors: &mut Errors) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for word in text.split(',').map(str::trim) {
         match word.parse() {
-            Ok(address @ (CONTAINER | POD_IDENTITY_V4)) if !addresses.contains(&address) => addresses.push(address),
-            Ok(CONTAINER | POD_IDENTITY_V4) => {}
-            Ok(POD_IDENTITY_V6) => {
-                let text = format!("--container-endpoints {word}: this version redirects IPv4 only; leave it out");
-                errors.add(text, ());
+            Ok(address @ (CONTAINER | POD_IDENTITY_V4 | POD_IDENTITY_V6)) => {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
             }
             _ => {
-                let text = format!("--container-endpoints {word:?}: must be 169.254.170.2, 169.254.170.23 or off");
-                errors.add(text, ());
+                let known = "must be 169.254.170.2, 169.254.170.23, fd00:ec2::23 or off";
+                errors.add(format!("--container-endpoints {word:?}: {known}"), ());
             }
         }
     }

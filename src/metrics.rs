@@ -154,6 +154,10 @@ pub struct Metrics {
     pub token_access: IntGaugeVec,
     /// 1 if we were found to have rights that the mode in force does not need.
     pub excess_rights: IntGauge,
+    /// Connections that were meant for an address that we serve.
+    pub redirected_connections: IntCounter,
+    /// 1 for each kind of obstacle in the way of pods' packets.
+    pub obstacles: IntGaugeVec,
     /// 1 for the way in which requests are intercepted.
     pub intercept: IntGaugeVec,
     /// Times that rules were found missing and put back, by part.
@@ -196,6 +200,10 @@ impl Metrics {
         registry.register(Box::new(exchange_seconds.clone()))?;
         let intercept = IntGaugeVec::new(Opts::new("intercept_info", "1 for the way of interception."), &["backend"])?;
         registry.register(Box::new(intercept.clone()))?;
+        let obstacles =
+            Opts::new("intercept_obstacle", "1 if this keeps, or may keep, pods' packets from coming here.");
+        let obstacles = IntGaugeVec::new(obstacles, &["kind"])?;
+        registry.register(Box::new(obstacles.clone()))?;
         let token_access = Opts::new("token_access_info", "1 for the mode of token access in force.");
         let token_access = IntGaugeVec::new(token_access, &["mode"])?;
         registry.register(Box::new(token_access.clone()))?;
@@ -318,6 +326,11 @@ impl Metrics {
             )?,
             token_access,
             excess_rights: gauge("excess_rights", "1 if we have Kubernetes rights beyond the mode of token access.")?,
+            redirected_connections: counter(
+                "redirected_connections_total",
+                "Connections that were meant for an address that we serve.",
+            )?,
+            obstacles,
             intercept,
             rules_restored: counters(
                 "rules_restored_total",

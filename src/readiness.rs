@@ -10,6 +10,8 @@ use std::{
 pub enum Condition {
     /// The guard stands and the redirect leads here.
     Rules,
+    /// Nothing is seen to keep pods' packets from coming here.
+    Arrival,
     /// It is known which STS to call.
     Region,
     /// It is known whose roles plain names mean.
@@ -23,11 +25,13 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Self; 6] = [Self::Rules, Self::Region, Self::Account, Self::TokenAccess, Self::Watches, Self::Running];
+    const ALL: [Self; 7] =
+        [Self::Rules, Self::Arrival, Self::Region, Self::Account, Self::TokenAccess, Self::Watches, Self::Running];
 
     fn name(self) -> &'static str {
         match self {
             Self::Rules => "rules",
+            Self::Arrival => "arrival",
             Self::Region => "region",
             Self::Account => "account",
             Self::TokenAccess => "token access",
@@ -68,8 +72,8 @@ impl Readiness {
 
     /// Whether all other conditions hold.
     #[must_use]
-    pub fn lacks_nothing_but(&self, condition: Condition) -> bool {
-        Condition::ALL.into_iter().all(|other| other == condition || !self.is_lacking(other))
+    pub fn lacks_nothing_but(&self, conditions: &[Condition]) -> bool {
+        Condition::ALL.into_iter().all(|other| conditions.contains(&other) || !self.is_lacking(other))
     }
 
     fn set(&self, condition: Condition, reason: Option<String>) {

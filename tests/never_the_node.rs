@@ -24,6 +24,8 @@ use support::{
     Daemon, ROLE_NAME, ask, connect, eventually, http::Connection, role_status, sandbox, sandbox_with, sdk, sdk_on_node,
 };
 
+const BACKENDS: [&str; 2] = ["nft", "iptables"];
+
 fn node_role_path() -> String {
     format!("{ROLE_NAME}{NODE_ROLE}")
 }
@@ -114,9 +116,15 @@ fn before_the_first_sync_nothing_is_served_and_nothing_of_the_nodes() {
 
 #[test]
 fn after_a_flush_of_all_rules_the_guard_holds_and_the_redirect_comes_back() {
+    for backend in BACKENDS {
+        after_a_flush_the_redirect_comes_back(backend);
+    }
+}
+
+fn after_a_flush_the_redirect_comes_back(backend: &str) {
     let sandbox = sandbox();
     let web = exposed_pod(&sandbox);
-    let _daemon = Daemon::ready(&sandbox, &[]);
+    let _daemon = Daemon::ready(&sandbox, &["--intercept", backend]);
     assert_eq!(role_status(&web), 200);
     let flush = "for t in nat filter mangle raw; do iptables -t $t -F; iptables -t $t -X; done; \
         command -v nft >/dev/null && nft flush ruleset; true";
@@ -190,7 +198,7 @@ fn a_killed_daemon_leaves_connection_refused_and_serves_again_once_it_is_back() 
 fn a_connection_that_was_not_redirected_is_closed() {
     let sandbox = sandbox();
     let web = exposed_pod(&sandbox);
-    let _daemon = Daemon::ready(&sandbox, &[]);
+    let _daemon = Daemon::ready(&sandbox, &["--intercept", "iptables"]);
     assert_eq!(role_status(&web), 200);
     let from_pod = Connection::open(web.network(), sandbox::sandbox::LISTEN).err().unwrap();
     assert_eq!(from_pod.kind(), io::ErrorKind::ConnectionRefused, "the rules let nobody in");
@@ -208,20 +216,27 @@ fn a_connection_that_was_not_redirected_is_closed() {
 
 #[test]
 fn the_rules_stay_when_the_daemon_stops_and_leave_with_an_operators_command() {
+    for backend in BACKENDS {
+        the_rules_stay_and_leave_with_an_operators_command(backend);
+    }
+}
+
+fn the_rules_stay_and_leave_with_an_operators_command(backend: &str) {
     let sandbox = sandbox();
     let foreign =
         "iptables -A INPUT -p tcp --dport 22 -j ACCEPT; iptables -t nat -A PREROUTING -p tcp --dport 81 -j RETURN";
     assert!(sandbox.node().command("sh").args(["-c", foreign]).status().unwrap().success());
     let web = exposed_pod(&sandbox);
     let before = support::rules(&sandbox);
-    let daemon = Daemon::ready(&sandbox, &[]);
+    let daemon = Daemon::ready(&sandbox, &["--intercept", backend]);
     let installed = support::rules(&sandbox);
+    assert_ne!(installed, before);
     assert!(daemon.stop().success());
     assert_eq!(support::rules(&sandbox), installed);
     assert!(!gets_the_node_role(web.network()));
 
     // Another run, at another port, leaves nothing of the first one.
-    let mut other = Daemon::started(&sandbox, &["--listen", "10.0.0.10:9269"]);
+    let mut other = Daemon::started(&sandbox, &["--intercept", backend, "--listen", "10.0.0.10:9269"]);
     other.wait_until_ready(&sandbox);
     assert_eq!(role_status(&web), 200);
     assert_eq!(support::rules(&sandbox).replace("9269", "9169"), installed);
@@ -237,7 +252,7 @@ fn the_rules_stay_when_the_daemon_stops_and_leave_with_an_operators_command() {
 fn another_interceptors_rule_for_the_same_address_comes_after_ours() {
     let sandbox = sandbox();
     let web = exposed_pod(&sandbox);
-    let mut daemon = Daemon::ready(&sandbox, &[]);
+    let mut daemon = Daemon::ready(&sandbox, &["--intercept", "iptables"]);
     let other =
         "iptables -t nat -I PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to 10.0.0.10:9999";
     assert!(sandbox.node().command("sh").args(["-c", other]).status().unwrap().success());
@@ -253,19 +268,25 @@ fn role_status_or_none(pod: &Pod) -> Option<u16> {
 
 #[test]
 fn rules_that_cannot_be_removed_are_said_to_stay() {
+    for (backend, command) in BACKENDS.into_iter().zip(["nft", "iptables"]) {
+        rules_that_cannot_be_removed_stay(backend, command);
+    }
+}
+
+fn rules_that_cannot_be_removed_stay(backend: &str, command: &str) {
     let sandbox = sandbox();
     let _web = exposed_pod(&sandbox);
-    assert!(Daemon::ready(&sandbox, &[]).stop().success());
+    assert!(Daemon::ready(&sandbox, &["--intercept", backend]).stop().success());
     let remove = |path: &str| {
         let command = sandbox.node().command(support::daemon_binary()).args(["rules", "remove"]).env("PATH", path);
         command.output().unwrap()
     };
-    let without_iptables = remove("/nowhere");
-    assert!(!without_iptables.status.success());
-    let said = String::from_utf8(without_iptables.stderr).unwrap();
-    assert!(said.contains("not removed: iptables is not installed"), "{said}");
+    let without_commands = remove("/nowhere");
+    assert!(!without_commands.status.success());
+    let said = String::from_utf8(without_commands.stderr).unwrap();
+    assert!(said.contains(&format!("not removed: {command} is not installed")), "{said}");
     assert!(!support::rules(&sandbox).contains("prohibit"), "what can be removed is");
-    assert!(support::rules(&sandbox).contains("KUBE2IRSA"));
+    assert!(support::rules(&sandbox).to_lowercase().contains("kube2irsa"));
     assert!(remove("/usr/sbin:/sbin").status.success());
-    assert!(!support::rules(&sandbox).contains("KUBE2IRSA"));
+    assert!(!support::rules(&sandbox).to_lowercase().contains("kube2irsa"));
 }

@@ -49,7 +49,7 @@ fn metrics_are_prometheus_text_without_names_of_pods_or_roles() {
         "kube2irsa_sts_exchanges_total{action=\"web_identity\",result=\"ok\"} 1",
         "kube2irsa_token_access_info{mode=\"node\"} 1",
         "kube2irsa_excess_rights 0",
-        "kube2irsa_intercept_info{backend=\"iptables\"} 1",
+        "kube2irsa_intercept_info{backend=\"nft\"} 1",
         "kube2irsa_pods 2",
         "kube2irsa_service_account_watches 1",
     ] {

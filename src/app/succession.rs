@@ -12,9 +12,8 @@ use crate::{
     credentials::Store,
     identity::Directory,
     intercept::{
-        Firewall, Part,
         handover::{Offer, Predecessor, RulesLock},
-        reconcile,
+        reconcile::{self, Interception},
     },
     metrics::Metrics,
     readiness::{Condition, Readiness},
@@ -72,7 +71,7 @@ impl Succession {
 
 /// Returns when pods can be served as well as by the daemon before.
 async fn prepared(directory: &Directory, store: &Store, readiness: &Readiness) {
-    until(|| directory.synced() && readiness.lacks_nothing_but(Condition::Rules)).await;
+    until(|| directory.synced() && readiness.lacks_nothing_but(&[Condition::Rules, Condition::Arrival])).await;
     let limit = Instant::now() + FETCHING_LIMIT;
     until(|| store.figures(clock::now()).pending == 0 || Instant::now() > limit).await;
 }
@@ -85,7 +84,7 @@ async fn until(holds: impl Fn() -> bool) {
 
 /// Keeps the rules while they are ours; never ends unless the state directory cannot be used.
 pub(super) async fn keep_rules(
-    parts: Vec<(Part, Box<dyn Firewall>)>,
+    interception: Interception,
     state_dir: PathBuf,
     mut owns: watch::Receiver<bool>,
     readiness: Arc<Readiness>,
@@ -104,7 +103,7 @@ pub(super) async fn keep_rules(
             }
         };
         tokio::select! {
-            () = reconcile::keep(&parts, &readiness, &metrics) => {}
+            () = reconcile::keep(&interception, &readiness, &metrics) => {}
             Ok(_) = owns.wait_for(|owns| !owns) => {}
         }
         drop(lock);

@@ -42,7 +42,8 @@ fn what_a_node_needs_is_little() {
     let flags = ["--node-name", "ip-10-0-0-1.eu-central-1.compute.internal", "--kubeconfig", kubeconfig];
     let config = Config::new(&args(&flags)).unwrap();
     assert_eq!(config.sts.location, StsLocation::AskImds("http://169.254.169.254".parse().unwrap()));
-    assert_eq!((config.listen.to_string().as_str(), config.intercept), ("0.0.0.0:9169", Intercept::Iptables));
+    assert_eq!(config.listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0:9169", "[::]:9169"]);
+    assert_eq!(config.intercept, Intercept::Redirect(Wanted::Auto));
     assert!(config.admin_listen.ip().is_loopback());
     assert_eq!(config.container_endpoints, [CONTAINER], "the addresses of EKS Pod Identity are that agent's");
     assert!(!format!("{config:?}").contains("very-secret"));
@@ -216,7 +217,8 @@ fn pods_cannot_be_sent_to_loopback_or_to_the_operators_port() {
     assert_eq!(with(&["--listen", "127.0.0.1:9169"]).len(), 1);
     assert!(with(&["--listen", "127.0.0.1:9169", "--intercept", "none"]).is_empty());
     assert_eq!(with(&["--admin-listen", "127.0.0.1:9169"]).len(), 1);
-    assert_eq!(with(&["--intercept", "nft"]).len(), 1);
+    assert_eq!(with(&["--listen", "10.0.0.1:9169,[::1]:9169"]).len(), 1);
+    assert_eq!(with(&["--listen", "10.0.0.1:9169,10.0.0.2:9169"]).len(), 1);
 }
 
 #[test]
@@ -227,8 +229,8 @@ fn the_container_endpoint_is_served_where_the_flag_says_and_nowhere_else() {
     assert_eq!(read("off"), Ok(Vec::new()));
     assert_eq!(read("169.254.170.23"), Ok(vec![POD_IDENTITY_V4]));
     assert_eq!(read("169.254.170.2, 169.254.170.23,169.254.170.2"), Ok(vec![CONTAINER, POD_IDENTITY_V4]));
+    assert_eq!(read("fd00:ec2::23,169.254.170.2"), Ok(vec![POD_IDENTITY_V6, CONTAINER]));
     for (value, wrong) in [
-        ("fd00:ec2::23", "redirects IPv4 only"),
         ("", "must be"),
         ("169.254.170.2,off", "\"off\": must be"),
         ("169.254.170.3", "\"169.254.170.3\": must be"),

@@ -137,6 +137,7 @@ fn connection(
         tracing::debug!(%peer, "closed: it did not come through the redirect");
         return;
     };
+    metrics.redirected_connections.inc();
     let peer = peer.to_canonical();
     let place = match admission.admit(peer, Instant::now()) {
         Ok(place) => place,

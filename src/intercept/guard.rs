@@ -13,14 +13,14 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use futures::{Stream, StreamExt as _, TryStreamExt as _, future::BoxFuture};
+use futures::{TryStreamExt as _, future::BoxFuture};
 use netlink_packet_route::{
     route::RouteProtocol,
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
-use rtnetlink::{Handle, IpVersion, MulticastGroup};
+use rtnetlink::{Handle, IpVersion};
 
-use super::{Firewall, FirewallError};
+use super::{Family, Firewall, FirewallError};
 
 /// Below the preferences that CNI plugins use.
 const ALLOW_PREFERENCE: u32 = 1;
@@ -29,9 +29,6 @@ const PROHIBIT_PREFERENCE: u32 = 2;
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(169);
 const MAIN_TABLE: u32 = 254;
 const LOOPBACK: &str = "lo";
-
-/// Announcements that count as one.
-const LARGEST_CHUNK: usize = 64;
 
 const EEXIST: i32 = 17;
 const EAFNOSUPPORT: i32 = 97;
@@ -114,15 +111,10 @@ impl Firewall for Guard {
     }
 }
 
-/// The kernel's announcements of changed routing rules, ours and others'.
-///
-/// # Errors
-/// When the kernel gives no socket for them.
-pub(super) fn announcements() -> std::io::Result<impl Stream<Item = ()> + Unpin> {
-    let groups = [MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule];
-    let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
-    tokio::spawn(connection);
-    Ok(messages.ready_chunks(LARGEST_CHUNK).map(drop))
+/// The family's routing rules, whosever they are; none where the node does not have the family.
+pub(super) async fn rules(family: Family) -> Result<Vec<RuleMessage>, FirewallError> {
+    let version = if family == Family::V4 { IpVersion::V4 } else { IpVersion::V6 };
+    Ok(list(&connect()?, &version).await?.unwrap_or_default())
 }
 
 /// A socket of its own each time: rules are looked at once a second, and an old socket may have lost its peer.

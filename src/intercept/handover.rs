@@ -154,8 +154,8 @@ impl Offer {
     ///
     /// # Errors
     /// When the system has no descriptors left.
-    pub fn new(state_dir: &Path, listeners: &[&TcpListener]) -> io::Result<Self> {
-        let sockets = listeners.iter().map(|listener| listener.as_fd().try_clone_to_owned());
+    pub fn new<'a>(state_dir: &Path, listeners: impl IntoIterator<Item = &'a TcpListener>) -> io::Result<Self> {
+        let sockets = listeners.into_iter().map(|listener| listener.as_fd().try_clone_to_owned());
         Ok(Self { path: state_dir.join(SOCKET), sockets: sockets.collect::<Result<_, _>>()? })
     }
 
@@ -305,7 +305,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (pods, admin) = (listener().await, listener().await);
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Nobody));
-        let offer = Offer::new(directory.path(), &[&pods, &admin]).unwrap();
+        let offer = Offer::new(directory.path(), [&pods, &admin]).unwrap();
         let (owns, mut owned) = watch::channel(true);
         let made = tokio::spawn(async move { offer.make(&owns).await });
 
@@ -340,12 +340,12 @@ mod tests {
         let path = directory.path().join(SOCKET);
         let silent = UnixListener::bind(&path).unwrap();
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Silent));
-        let offer = Offer::new(directory.path(), &[&listener().await]).unwrap();
+        let offer = Offer::new(directory.path(), [&listener().await]).unwrap();
         assert!(offer.make(&watch::Sender::new(true)).await.is_err(), "nobody's place is taken");
         drop(silent);
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Nobody), "a dead one's socket is left");
 
-        let offer = Offer::new(directory.path(), &[&listener().await]).unwrap();
+        let offer = Offer::new(directory.path(), [&listener().await]).unwrap();
         let owns = watch::Sender::new(true);
         let made = tokio::spawn(async move { offer.make(&owns).await });
         let mut first = predecessor(directory.path()).await;

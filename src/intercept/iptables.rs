@@ -1,11 +1,11 @@
-//! The redirect by iptables.
+//! The redirect by iptables and ip6tables, of either variant.
 //!
 //! ```text
 //! nat:     PREROUTING  -d ADDR tcp/80 -j KUBE2IRSA              KUBE2IRSA: -d ADDR DNAT to the node's address and our port
 //! filter:  INPUT       tcp/<our port> -j KUBE2IRSA-INPUT        KUBE2IRSA-INPUT: accept what was redirected, reset the rest
 //! ```
 //!
-//! for each address ADDR that is served.
+//! for each address ADDR of the family that is served.
 //!
 //! Before that, a pod that connects in a rush has its further packets dropped until a second or so later: all pods wait in
 //! one queue to be accepted, and only the kernel can keep one from filling it. Where it cannot count by address
@@ -15,21 +15,20 @@
 //! accept is for nodes whose own firewall would drop it, and what was not redirected has no business on
 //! our port. One table is written in one step, and nothing but our own chains and jumps is touched.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
-    process::Stdio,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use futures::future::BoxFuture;
-use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use super::{Firewall, FirewallError};
+use super::{
+    Family, Firewall, FirewallError, Redirection, Rush,
+    command::{Done, run},
+};
 
-const IPTABLES: &str = "iptables";
-const RESTORE: &str = "iptables-restore";
 /// How long to wait for another program that holds the lock, in seconds.
 const LOCK_SECONDS: &str = "5";
 
+const NAT: &str = "nat";
+const FILTER: &str = "filter";
 const NAT_CHAIN: &str = "KUBE2IRSA";
 const INPUT_CHAIN: &str = "KUBE2IRSA-INPUT";
 /// What the kernel's table of addresses is named after.
@@ -38,22 +37,95 @@ const HASH: &str = "kube2irsa";
 const NO_HASHLIMIT: [&str; 3] = ["hashlimit", "No such file", "RULE_APPEND failed"];
 /// The first packet of a connection.
 const SYN: &str = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN";
+/// Chains of kubelet, by which it tells which variant is the node's.
+const KUBELETS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
-/// Sends pods' requests for these addresses to `to`.
-#[derive(Clone, Debug)]
-pub struct Iptables {
-    to: SocketAddrV4,
-    addresses: Vec<Ipv4Addr>,
-    rush: Option<Rush>,
+/// Which of the kernel's two sets of tables a command writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// That which the system took for its own.
+    System,
+    /// Those of nftables.
+    Nft,
+    /// Those of before.
+    Legacy,
 }
 
-/// How many connections one address may begin.
-#[derive(Clone, Copy, Debug)]
-pub struct Rush {
-    /// In a second, in the long run.
-    pub per_second: u32,
-    /// At once after a rest.
-    pub burst: u32,
+impl Variant {
+    /// The one that the node's other programs use, as far as can be seen.
+    pub async fn of_the_node() -> Self {
+        for variant in [Self::Nft, Self::Legacy] {
+            // To ask the commands of before makes the kernel load their tables.
+            if variant == Self::Legacy && !Self::has_legacy_tables(Family::V4) {
+                continue;
+            }
+            let commands = Commands { family: Family::V4, variant };
+            for chain in KUBELETS {
+                if commands.list_if_there("mangle", chain).await.is_ok_and(|chain| chain.is_some()) {
+                    return variant;
+                }
+            }
+        }
+        let system = Self::of_command("iptables").await;
+        for (variant, command) in [(Self::Nft, "iptables-nft"), (Self::Legacy, "iptables-legacy")] {
+            if system == Some(variant) && Self::of_command(command).await.is_some() {
+                return variant;
+            }
+        }
+        Self::System
+    }
+
+    async fn of_command(command: &str) -> Option<Self> {
+        let said = run(command, &["--version"], "").await.ok().filter(|done| done.success)?.output;
+        Some(if said.contains("nf_tables") { Self::Nft } else { Self::Legacy })
+    }
+
+    /// The one that this one's commands do not see; `None` where that cannot be said.
+    #[must_use]
+    pub fn other(self) -> Option<Self> {
+        match self {
+            Self::System => None,
+            Self::Nft => Some(Self::Legacy),
+            Self::Legacy => Some(Self::Nft),
+        }
+    }
+
+    /// Whether a program has ever asked for the tables of before.
+    fn has_legacy_tables(family: Family) -> bool {
+        let names = match family {
+            Family::V4 => "/proc/net/ip_tables_names",
+            Family::V6 => "/proc/net/ip6_tables_names",
+        };
+        std::fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
+    }
+}
+
+/// The commands for one family's rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commands {
+    /// Whose rules.
+    pub family: Family,
+    /// In which of the kernel's tables.
+    pub variant: Variant,
+}
+
+/// Sends pods' requests for addresses of a family to an address of the node, and lets them in.
+#[derive(Clone, Debug)]
+pub struct Iptables {
+    commands: Commands,
+    to: SocketAddr,
+    addresses: Vec<IpAddr>,
+    rush: Option<Rush>,
+    accept: Accept,
+}
+
+/// When what was redirected is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accept {
+    /// Always.
+    Always,
+    /// Where there are rules that may keep it out.
+    BehindFirewall,
 }
 
 /// Our chain of a table, and what leads there.
@@ -64,32 +136,45 @@ struct Part {
     rules: Vec<String>,
     /// The chain that every packet passes.
     from: &'static str,
-    /// The rules there that jump to ours, in the same form.
+    /// The rules there that jump to ours, in the same form. Without any, the chain is not wanted either.
     jumps: Vec<Jump>,
 }
 
 struct Jump {
     rule: String,
     /// Whose packets it takes, so that no rule before it may.
-    address: Option<Ipv4Addr>,
+    address: Option<IpAddr>,
 }
 
 impl Iptables {
-    /// The redirect from these addresses to this one of the node and our port on it. Only IPv4 is redirected.
+    /// The redirect of the family's addresses; `None` where nothing listens for them.
     #[must_use]
-    pub fn new(to: SocketAddrV4, addresses: &[IpAddr], rush: Option<Rush>) -> Self {
-        let v4 = |address: &IpAddr| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        };
-        Self { to, addresses: addresses.iter().filter_map(v4).collect(), rush }
+    pub fn redirect(commands: Commands, redirection: &Redirection) -> Option<Self> {
+        let (to, addresses) = redirection.of(commands.family)?;
+        Some(Self { commands, to, addresses, rush: Some(redirection.rush), accept: Accept::Always })
+    }
+
+    /// Only what lets in requests that somebody else redirects, behind a firewall of these tables. It is in the tables
+    /// that drop a packet that it has to be accepted.
+    #[must_use]
+    pub fn accept(commands: Commands, redirection: &Redirection) -> Option<Self> {
+        let (to, _) = redirection.of(commands.family)?;
+        Some(Self { commands, to, addresses: Vec::new(), rush: None, accept: Accept::BehindFirewall })
+    }
+
+    /// Nothing: to be removed, whatever an earlier run put there.
+    #[must_use]
+    pub fn leftovers(commands: Commands) -> Self {
+        let to = SocketAddr::new(commands.family.unspecified(), 0);
+        Self { commands, to, addresses: Vec::new(), rush: None, accept: Accept::BehindFirewall }
     }
 
     fn nat(&self) -> Part {
-        let to = |address: &Ipv4Addr, target: &str| format!("-d {address}/32 -p tcp -m tcp --dport 80 -j {target}");
+        let length = self.commands.family.address_bits();
+        let to = |address: &IpAddr, target: &str| format!("-d {address}/{length} -p tcp -m tcp --dport 80 -j {target}");
         let dnat = format!("DNAT --to-destination {}", self.to);
         Part {
-            table: "nat",
+            table: NAT,
             chain: NAT_CHAIN,
             rules: self.addresses.iter().map(|address| to(address, &dnat)).collect(),
             from: "PREROUTING",
@@ -101,7 +186,8 @@ impl Iptables {
         }
     }
 
-    fn filter(&self) -> Part {
+    /// `is_open`: whether all packets are let in anyway.
+    fn filter(&self, is_open: bool) -> Part {
         let redirected = "-m conntrack --ctstate DNAT -j ACCEPT";
         let fresh = format!("{SYN} -j REJECT --reject-with tcp-reset");
         let rush = self.rush.map(|Rush { per_second, burst }| {
@@ -112,23 +198,40 @@ impl Iptables {
             format!("{SYN} {redirected} -m hashlimit {limit} --hashlimit-mode srcip --hashlimit-name {name} -j DROP")
         });
         let rule = format!("-p tcp -m tcp --dport {} -j {INPUT_CHAIN}", self.to.port());
+        let jump = Jump { rule, address: None };
         Part {
-            table: "filter",
+            table: FILTER,
             chain: INPUT_CHAIN,
             rules: rush.into_iter().chain([redirected.to_owned(), fresh]).collect(),
             from: "INPUT",
-            jumps: vec![Jump { rule, address: None }],
+            jumps: if self.accept == Accept::Always || !is_open { vec![jump] } else { Vec::new() },
         }
     }
 
     /// Looks at what a request needs; each look starts a process. The contents of the chain in `filter` only
     /// matter behind a host's own firewall, and are gone with its jump when that is flushed.
     async fn present(&self) -> Result<bool, FirewallError> {
-        let (nat, filter) = (self.nat(), self.filter());
-        let Some(chain) = list_if_there(nat.table, nat.chain).await? else { return Ok(false) };
-        Ok(nat.is_all_of(&chain)
-            && nat.is_jumped_to(&list(nat.table, nat.from).await?)
-            && exist(filter.table, filter.from, &filter.jumps).await?)
+        let nat = self.nat();
+        if !nat.jumps.is_empty() {
+            let Some(chain) = self.commands.list_if_there(nat.table, nat.chain).await? else { return Ok(false) };
+            if !nat.is_all_of(&chain) {
+                return Ok(false);
+            }
+        }
+        if !nat.is_jumped_to(&self.commands.list(nat.table, nat.from).await?) {
+            return Ok(false);
+        }
+        match self.accept {
+            Accept::Always => {
+                let filter = self.filter(false);
+                self.commands.exist(filter.table, filter.from, &filter.jumps).await
+            }
+            Accept::BehindFirewall => {
+                let listed = self.commands.list(FILTER, "INPUT").await?;
+                let filter = self.filter(lets_all_in(&listed));
+                Ok(filter.is_jumped_to(&listed))
+            }
+        }
     }
 
     async fn install(&self) -> Result<(), FirewallError> {
@@ -145,38 +248,51 @@ impl Iptables {
     }
 
     async fn write(&self) -> Result<(), FirewallError> {
-        for part in [self.nat(), self.filter()] {
-            let Part { table, chain, from, .. } = part;
-            let mut script = format!("*{table}\n:{chain} - [0:0]\n");
-            for rule in &part.rules {
-                script += &format!("-A {chain} {rule}\n");
-            }
-            let current = list(table, from).await?;
-            if !part.is_jumped_to(&current) {
-                for old in our_jumps(&current, from, chain) {
-                    script += &format!("{}\n", old.replacen("-A ", "-D ", 1));
-                }
-                for jump in part.jumps.iter().rev() {
-                    script += &format!("-I {from} 1 {}\n", jump.rule);
-                }
-            }
-            restore(&(script + "COMMIT\n")).await?;
+        self.put(&self.nat()).await?;
+        let is_open = self.accept == Accept::BehindFirewall && lets_all_in(&self.commands.list(FILTER, "INPUT").await?);
+        self.put(&self.filter(is_open)).await
+    }
+
+    async fn put(&self, part: &Part) -> Result<(), FirewallError> {
+        if part.jumps.is_empty() {
+            return self.take_out(part).await;
         }
-        Ok(())
+        let Part { table, chain, from, .. } = part;
+        let mut script = format!("*{table}\n:{chain} - [0:0]\n");
+        for rule in &part.rules {
+            script += &format!("-A {chain} {rule}\n");
+        }
+        let current = self.commands.list(table, from).await?;
+        if !part.is_jumped_to(&current) {
+            for old in our_jumps(&current, from, chain) {
+                script += &format!("{}\n", old.replacen("-A ", "-D ", 1));
+            }
+            for jump in part.jumps.iter().rev() {
+                script += &format!("-I {from} 1 {}\n", jump.rule);
+            }
+        }
+        self.commands.restore(&(script + "COMMIT\n")).await
+    }
+
+    async fn take_out(&self, part: &Part) -> Result<(), FirewallError> {
+        let Part { table, chain, from, .. } = part;
+        if self.commands.list_if_there(table, chain).await?.is_none() {
+            return Ok(());
+        }
+        let mut script = format!("*{table}\n");
+        for jump in our_jumps(&self.commands.list(table, from).await?, from, chain) {
+            script += &format!("{}\n", jump.replacen("-A ", "-D ", 1));
+        }
+        self.commands.restore(&format!("{script}-F {chain}\n-X {chain}\nCOMMIT\n")).await
     }
 
     async fn remove(&self) -> Result<(), FirewallError> {
-        for Part { table, chain, from, .. } in [self.nat(), self.filter()] {
-            if list_if_there(table, chain).await?.is_none() {
-                continue;
-            }
-            let mut script = format!("*{table}\n");
-            for jump in our_jumps(&list(table, from).await?, from, chain) {
-                script += &format!("{}\n", jump.replacen("-A ", "-D ", 1));
-            }
-            restore(&format!("{script}-F {chain}\n-X {chain}\nCOMMIT\n")).await?;
+        // What was never used holds nothing of ours, and to ask would bring it into use.
+        if self.commands.variant == Variant::Legacy && !Variant::has_legacy_tables(self.commands.family) {
+            return Ok(());
         }
-        Ok(())
+        self.take_out(&self.nat()).await?;
+        self.take_out(&self.filter(true)).await
     }
 }
 
@@ -223,90 +339,89 @@ fn our_jumps(listed: &str, from: &str, chain: &str) -> Vec<String> {
 
 /// Whether a rule is for this very address, as another interceptor's would be. Rules for other addresses, and jumps for
 /// all, are left before ours: some CNI plugins insist on the first place, and do nothing with these packets.
-fn names(rule: &str, address: Ipv4Addr) -> bool {
+fn names(rule: &str, address: IpAddr) -> bool {
     let address = address.to_string();
-    rule.split(|c: char| !c.is_ascii_digit() && c != '.').any(|word| word == address)
+    rule.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':').any(|word| word == address)
 }
 
-async fn list(table: &str, chain: &str) -> Result<String, FirewallError> {
-    let arguments = ["-w", LOCK_SECONDS, "-t", table, "-S", chain];
-    run(IPTABLES, &arguments, "").await?.or_error(IPTABLES, &arguments)
+/// Whether `INPUT`, as `-S` prints it, has no rule but ours, and nothing is dropped at its end.
+fn lets_all_in(listed: &str) -> bool {
+    let ours = our_jumps(listed, "INPUT", INPUT_CHAIN);
+    listed.lines().all(|line| line == "-P INPUT ACCEPT" || ours.iter().any(|jump| jump == line))
 }
 
-async fn list_if_there(table: &str, chain: &str) -> Result<Option<String>, FirewallError> {
-    let arguments = ["-w", LOCK_SECONDS, "-t", table, "-S", chain];
-    let listed = run(IPTABLES, &arguments, "").await?;
-    if listed.says_missing() { Ok(None) } else { listed.or_error(IPTABLES, &arguments).map(Some) }
-}
+// === impl Commands ===
 
-/// `-C` says no with status 1; also where the chain is not there.
-async fn exist(table: &str, chain: &str, jumps: &[Jump]) -> Result<bool, FirewallError> {
-    for jump in jumps {
-        let mut arguments = vec!["-w", LOCK_SECONDS, "-t", table, "-C", chain];
-        arguments.extend(jump.rule.split(' '));
-        let done = run(IPTABLES, &arguments, "").await?;
-        match done.code {
-            Some(0) => {}
-            Some(1) => return Ok(false),
-            // The nft variant's answer where a chain is not there.
-            Some(2) if done.says_missing() => return Ok(false),
-            _ => return done.or_error(IPTABLES, &arguments).map(|_| false),
+impl Commands {
+    fn name(self, suffix: &str) -> String {
+        let family = match self.family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        let variant = match self.variant {
+            Variant::System => "",
+            Variant::Nft => "-nft",
+            Variant::Legacy => "-legacy",
+        };
+        format!("{family}{variant}{suffix}")
+    }
+
+    /// Whether rules of this table can be read at all.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn try_nat(self) -> Result<(), FirewallError> {
+        self.list(NAT, "PREROUTING").await.map(drop)
+    }
+
+    /// Whether there are tables of these commands in which something may be dropped.
+    pub async fn have_filter(self) -> bool {
+        (self.variant != Variant::Legacy || Variant::has_legacy_tables(self.family))
+            && self.list(FILTER, "INPUT").await.is_ok()
+    }
+
+    async fn list(self, table: &str, chain: &str) -> Result<String, FirewallError> {
+        let (command, arguments) = (self.name(""), ["-w", LOCK_SECONDS, "-t", table, "-S", chain]);
+        run(&command, &arguments, "").await?.or_error(&command, &arguments)
+    }
+
+    async fn list_if_there(self, table: &str, chain: &str) -> Result<Option<String>, FirewallError> {
+        let (command, arguments) = (self.name(""), ["-w", LOCK_SECONDS, "-t", table, "-S", chain]);
+        let listed = run(&command, &arguments, "").await?;
+        if says_missing(&listed) { Ok(None) } else { listed.or_error(&command, &arguments).map(Some) }
+    }
+
+    /// `-C` says no with status 1; also where the chain is not there.
+    async fn exist(self, table: &str, chain: &str, jumps: &[Jump]) -> Result<bool, FirewallError> {
+        let command = self.name("");
+        for jump in jumps {
+            let mut arguments = vec!["-w", LOCK_SECONDS, "-t", table, "-C", chain];
+            arguments.extend(jump.rule.split(' '));
+            let done = run(&command, &arguments, "").await?;
+            match done.code {
+                Some(0) => {}
+                Some(1) => return Ok(false),
+                // The nft variant's answer where a chain is not there.
+                Some(2) if says_missing(&done) => return Ok(false),
+                _ => return done.or_error(&command, &arguments).map(|_| false),
+            }
         }
-    }
-    Ok(true)
-}
-
-async fn restore(script: &str) -> Result<(), FirewallError> {
-    let arguments = ["-w", LOCK_SECONDS, "--noflush"];
-    run(RESTORE, &arguments, script).await?.or_error(RESTORE, &arguments).map(drop)
-}
-
-struct Done {
-    success: bool,
-    code: Option<i32>,
-    output: String,
-}
-
-impl Done {
-    /// Whether it failed because a chain of ours is not there, by the words of either variant. (The nft variant takes one
-    /// that is not there for one that was made by `nft`.)
-    fn says_missing(&self) -> bool {
-        !self.success
-            && ["No chain/target/match", "No such file", "Couldn't load target", "does not exist", "is incompatible"]
-                .iter()
-                .any(|words| self.output.contains(words))
+        Ok(true)
     }
 
-    fn or_error(self, command: &str, arguments: &[&str]) -> Result<String, FirewallError> {
-        if self.success {
-            return Ok(self.output);
-        }
-        let output = self.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        Err(FirewallError::Command { command: format!("{command} {}", arguments.join(" ")), output })
+    async fn restore(self, script: &str) -> Result<(), FirewallError> {
+        let (command, arguments) = (self.name("-restore"), ["-w", LOCK_SECONDS, "--noflush"]);
+        run(&command, &arguments, script).await?.or_error(&command, &arguments).map(drop)
     }
 }
 
-async fn run(command: &'static str, arguments: &[&str], input: &str) -> Result<Done, FirewallError> {
-    let failed = |error| FirewallError::Missing { command, error };
-    let mut child = Command::new(command)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A child that does not read says why by its status.
-        let _ = stdin.write_all(input.as_bytes()).await;
-    }
-    let output = child.wait_with_output().await.map_err(failed)?;
-    let text = if output.status.success() { &output.stdout } else { &output.stderr };
-    Ok(Done {
-        success: output.status.success(),
-        code: output.status.code(),
-        output: String::from_utf8_lossy(text).into_owned(),
-    })
+/// Whether a command failed because a chain of ours is not there, by the words of either variant. (The nft variant takes
+/// one that is not there for one that was made by `nft`.)
+fn says_missing(done: &Done) -> bool {
+    !done.success
+        && ["No chain/target/match", "No such file", "Couldn't load target", "does not exist", "is incompatible"]
+            .iter()
+            .any(|words| done.output.contains(words))
 }
 
 #[cfg(test)]
@@ -315,7 +430,12 @@ mod tests {
 
     fn redirect() -> Iptables {
         let addresses = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"].map(|address| address.parse().unwrap());
-        Iptables::new("10.0.0.10:9169".parse().unwrap(), &addresses, None)
+        let redirection = Redirection {
+            addresses: addresses.into(),
+            targets: vec!["10.0.0.10:9169".parse().unwrap()],
+            rush: Rush { per_second: 1, burst: 1 },
+        };
+        Iptables::redirect(Commands { family: Family::V4, variant: Variant::System }, &redirection).unwrap()
     }
 
     fn listed(chain: &str, rules: &[&str]) -> String {

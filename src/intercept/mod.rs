@@ -4,15 +4,20 @@
 //! touched. Invariant: the guard stands from before the redirect until an operator removes both, so that
 //! while the redirect is gone, or we are, a pod gets refused and never the node's role.
 
+mod announcements;
+mod command;
 pub mod guard;
 pub mod handover;
 pub mod iptables;
+pub mod nft;
+pub mod obstacles;
 pub mod original;
+pub mod plan;
 pub mod reconcile;
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -31,6 +36,87 @@ pub const POD_IDENTITY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23))
 /// The container endpoint of EKS Pod Identity over IPv6.
 pub const POD_IDENTITY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23));
 
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The address's.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The metadata service's address in it.
+    #[must_use]
+    pub fn metadata(self) -> IpAddr {
+        match self {
+            Self::V4 => METADATA_V4.into(),
+            Self::V6 => METADATA_V6.into(),
+        }
+    }
+
+    fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    /// The length of the prefix that is one address.
+    fn address_bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// What is redirected, and where to.
+#[derive(Clone, Debug)]
+pub struct Redirection {
+    /// The addresses whose requests come to us.
+    pub addresses: Arc<[IpAddr]>,
+    /// Addresses of the node's own with our ports, one of each family for which something listens.
+    pub targets: Vec<SocketAddr>,
+    /// How many connections one pod may begin.
+    pub rush: Rush,
+}
+
+impl Redirection {
+    /// Where requests of a family are sent, and those for which addresses.
+    fn of(&self, family: Family) -> Option<(SocketAddr, Vec<IpAddr>)> {
+        let to = self.targets.iter().copied().find(|target| Family::of(target.ip()) == family)?;
+        Some((to, self.addresses.iter().copied().filter(|address| Family::of(*address) == family).collect()))
+    }
+}
+
+/// How many connections one address may begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Rush {
+    /// In a second, in the long run.
+    pub per_second: u32,
+    /// At once after a rest.
+    pub burst: u32,
+}
+
 /// A part of the interception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -38,6 +124,8 @@ pub enum Part {
     Guard,
     /// NAT rules that bring pods' requests to us.
     Redirect,
+    /// What lets them in, where a firewall of the node's own would not.
+    Input,
 }
 
 impl Part {
@@ -47,6 +135,7 @@ impl Part {
         match self {
             Self::Guard => "guard",
             Self::Redirect => "redirect",
+            Self::Input => "input",
         }
     }
 }
@@ -64,7 +153,7 @@ pub enum FirewallError {
     #[error("{command} is not installed: {error}")]
     Missing {
         /// The command.
-        command: &'static str,
+        command: String,
         /// What starting it said.
         error: std::io::Error,
     },
@@ -94,6 +183,10 @@ pub trait Firewall: Send + Sync {
     fn install(&self) -> BoxFuture<'_, Result<(), FirewallError>>;
     /// Takes all of it out, also what an earlier run with other addresses or ports left.
     fn remove(&self) -> BoxFuture<'_, Result<(), FirewallError>>;
+    /// How many packets it had redirected when it was last looked at, where it counts them.
+    fn redirected(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// All addresses whose requests come to us: those of the metadata service, and these of the container endpoint.
@@ -102,18 +195,29 @@ pub fn addresses(container: &[IpAddr]) -> Arc<[IpAddr]> {
     METADATA.iter().chain(container).copied().collect()
 }
 
-/// The node's own address on the way to the metadata service: where redirected requests can be sent.
-///
-/// # Errors
-/// When the node has no route there.
-pub fn node_address() -> std::io::Result<Ipv4Addr> {
+/// An address of the node's own, where redirected requests can be sent: that on the way to the metadata service, or else
+/// any that others can reach. `None` where the node has none of the family.
+#[must_use]
+pub fn node_address(family: Family) -> Option<IpAddr> {
+    let can_be_reached = |address: &IpAddr| match address {
+        IpAddr::V4(address) => !address.is_unspecified() && !address.is_loopback() && !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_unspecified() && !address.is_loopback() && !address.is_unicast_link_local(),
+    };
     // Connecting a UDP socket asks the kernel for a route and sends nothing.
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect(SocketAddrV4::new(METADATA_V4, 80))?;
-    match socket.local_addr()?.ip() {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => Err(std::io::Error::from(std::io::ErrorKind::AddrNotAvailable)),
-    }
+    let on_the_way = || {
+        let socket = std::net::UdpSocket::bind((family.unspecified(), 0)).ok()?;
+        socket.connect((family.metadata(), 80)).ok()?;
+        socket.local_addr().ok().map(|address| address.ip())
+    };
+    let any = || {
+        let mut addresses = nix::ifaddrs::getifaddrs().ok()?.filter_map(|link| {
+            let address = link.address?;
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        });
+        addresses.find(|address| Family::of(*address) == family && can_be_reached(address))
+    };
+    on_the_way().filter(can_be_reached).or_else(any)
 }
 
 /// Takes every rule of ours out of the node, whoever put it there: what can be taken out, also if something
@@ -122,9 +226,16 @@ pub fn node_address() -> std::io::Result<Ipv4Addr> {
 /// # Errors
 /// All that could not be taken out.
 pub async fn remove_all() -> Result<(), Vec<FirewallError>> {
+    let mut errors = Vec::new();
     // What is ours is known by its name and mark, whatever addresses it is for.
-    let redirect = iptables::Iptables::new(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), &[], None);
-    let (redirect, guard) = (redirect.remove().await, guard::Guard::new(Arc::default()).remove().await);
-    let errors = [redirect, guard].into_iter().filter_map(Result::err).collect::<Vec<_>>();
+    for leftover in plan::everything() {
+        match leftover.remove().await {
+            Ok(()) => {}
+            // The same rules by another of its names, and by IPv6's, which come together.
+            Err(FirewallError::Missing { command, .. }) if !["nft", "iptables"].contains(&command.as_str()) => {}
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.extend(guard::Guard::new(Arc::default()).remove().await.err());
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
