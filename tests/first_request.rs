@@ -43,7 +43,7 @@ fn answered_after(sandbox: &Sandbox, ahead: Duration) -> Vec<Duration> {
             thread::sleep(ahead);
             assert!(!asked.is_finished(), "it waits for its pod");
             let known = Instant::now();
-            sandbox.cloud.kubernetes.run_pod("team-a", &name, &[pod.address().into()]);
+            sandbox.cloud.kubernetes.run_pod("team-a", &name, &[pod.address()]);
             let (answer, at) = asked.join().unwrap();
             assert_eq!((answer.status, answer.text()), (200, "web"));
             delays.push(at - known);

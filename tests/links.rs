@@ -11,7 +11,7 @@ mod support;
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     thread,
     time::{Duration, Instant, UNIX_EPOCH},
 };
@@ -37,7 +37,7 @@ fn pod(sandbox: &Sandbox, name: &str) -> Pod {
     sandbox.add_pod("team-a", name, name).unwrap()
 }
 
-fn pod_at(sandbox: &Sandbox, name: &str, address: Ipv4Addr) -> Pod {
+fn pod_at(sandbox: &Sandbox, name: &str, address: IpAddr) -> Pod {
     sandbox.add_service_account("team-a", name, name).unwrap();
     sandbox.add_pod_at("team-a", name, name, address).unwrap()
 }
@@ -269,7 +269,7 @@ fn when_news_of_links_is_lost_all_are_looked_at_again() {
         sandbox.cloud.kubernetes.delete_pod("team-a", "first");
         sandbox.cloud.kubernetes.faults().release_watches();
         // Heard of more than a second after its container started, its link is taken for it with the next one.
-        let running = PodStatus::running(&[address.into()]);
+        let running = PodStatus::running(&[address]);
         sandbox.cloud.kubernetes.set_pod_status("team-a", "second", running);
         eventually("the second pod is served", || role(&second).is_ok());
         assert_eq!(role(&second), Ok("second".to_owned()));
@@ -287,7 +287,7 @@ fn a_pod_whose_network_is_made_anew_is_served_again_once_a_container_of_it_has_s
         gets_nothing(&web);
         // Kubelet says again what it said before.
         let tell = |started| {
-            let status = PodStatus { started_at: started, ..PodStatus::running(&[web.address().into()]) };
+            let status = PodStatus { started_at: started, ..PodStatus::running(&[web.address()]) };
             sandbox.cloud.kubernetes.set_pod_status("team-a", "web", status);
         };
         tell(Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -20,8 +20,8 @@ use crate::{
     issuer::{DISCOVERY_PATH, Issuer, IssuerError, JWKS_PATH},
     kubernetes::Kubernetes,
     network::{
-        CONTAINER_ADDRESSES, KUBERNETES_ADDRESS, METADATA_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, S3_ADDRESS,
-        STS_ADDRESS,
+        CONTAINER_ADDRESS_V6, CONTAINER_ADDRESSES, Families, KUBERNETES_ADDRESS, METADATA_ADDRESS, METADATA_ADDRESS_V6,
+        Namespace, NetworkError, OIDC_ADDRESS, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
     },
     s3::S3,
     sts::Sts,
@@ -102,11 +102,11 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// Starts all servers in the namespace `outside`.
+    /// Starts all servers in the namespace `outside`; what pods call listens with IPv6 too where they have it.
     ///
     /// # Errors
     /// When a key cannot be made or a server cannot listen.
-    pub fn start(outside: &Namespace) -> Result<Self, CloudError> {
+    pub fn start(outside: &Namespace, families: Families) -> Result<Self, CloudError> {
         let ca = Ca::new()?;
         let issuer = Arc::new(Issuer::new(format!("https://{OIDC_ADDRESS}"))?);
         let kubernetes = Kubernetes::new(Arc::clone(&issuer));
@@ -135,7 +135,7 @@ impl Cloud {
             servers: Vec::new(),
             runtime: Some(runtime),
         };
-        cloud.start_servers()?;
+        cloud.start_servers(families)?;
         cloud.start_api()?;
         Ok(cloud)
     }
@@ -178,51 +178,74 @@ impl Cloud {
     /// When it cannot listen.
     pub fn start_api(&self) -> Result<(), CloudError> {
         let kubernetes = self.kubernetes.clone();
-        let server =
-            self.serve(KUBERNETES_ADDRESS, KUBERNETES_PORT, Some(Arc::clone(&self.api_tls)), move |request, _| {
+        let server = self.serve(
+            KUBERNETES_ADDRESS.into(),
+            KUBERNETES_PORT,
+            Some(Arc::clone(&self.api_tls)),
+            move |request, _| {
                 let kubernetes = kubernetes.clone();
                 async move { kubernetes.handle(request).await }
-            })?;
+            },
+        )?;
         *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         Ok(())
     }
 
-    fn start_servers(&mut self) -> Result<(), CloudError> {
-        let address = STS_ADDRESS.to_string();
-        let names = [&STS_NAMES[..], &[&address]].concat();
+    fn start_servers(&mut self, families: Families) -> Result<(), CloudError> {
+        let with_v6 = |v4: &[IpAddr], v6: IpAddr| [v4, families.has_v6().then_some(v6).as_slice()].concat();
+        let addresses = with_v6(&[STS_ADDRESS.into()], STS_ADDRESS_V6.into());
+        let own_names = addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let names = STS_NAMES.into_iter().chain(own_names.iter().map(String::as_str)).collect::<Vec<_>>();
         let sts = self.sts.clone();
         let tls = Some(self.ca.server(&names)?);
-        self.servers.push(self.serve(STS_ADDRESS, 443, tls, move |request, _| {
+        self.serve_all(&addresses, 443, tls.as_ref(), move |request, _| {
             let sts = sts.clone();
             async move { sts.handle(request).await }
-        })?);
+        })?;
         let s3 = self.s3.clone();
         let tls = Some(self.ca.server(&S3_NAMES)?);
-        self.servers.push(self.serve(S3_ADDRESS, 443, tls, move |request, _| {
+        self.serve_all(&with_v6(&[S3_ADDRESS.into()], S3_ADDRESS_V6.into()), 443, tls.as_ref(), move |request, _| {
             let s3 = s3.clone();
             async move { s3.handle(request).await }
-        })?);
+        })?;
         let issuer = Arc::clone(&self.issuer);
         let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);
-        self.servers.push(self.serve(OIDC_ADDRESS, 443, tls, move |request, _| {
+        self.serve_all(&[OIDC_ADDRESS.into()], 443, tls.as_ref(), move |request, _| {
             std::future::ready(document(&issuer, request.uri().path()))
-        })?);
+        })?;
         let imds = self.imds.clone();
-        self.servers.push(self.serve(METADATA_ADDRESS, 80, None, move |request, peer| {
+        let addresses = with_v6(&[METADATA_ADDRESS.into()], METADATA_ADDRESS_V6.into());
+        self.serve_all(&addresses, 80, None, move |request, peer| {
             let imds = imds.clone();
             async move { imds.handle_from(request, peer).await }
-        })?);
-        for address in CONTAINER_ADDRESSES {
-            let agent = self.agent.clone();
-            let answer = move |request, _| std::future::ready(agent.handle::<Incoming>(&request));
-            self.servers.push(self.serve(address, 80, None, answer)?);
+        })?;
+        let agent = self.agent.clone();
+        let addresses = with_v6(&CONTAINER_ADDRESSES.map(IpAddr::from), CONTAINER_ADDRESS_V6.into());
+        self.serve_all(&addresses, 80, None, move |request, _| std::future::ready(agent.handle::<Incoming>(&request)))
+    }
+
+    /// One service at several addresses.
+    fn serve_all<H, F>(
+        &mut self,
+        addresses: &[IpAddr],
+        port: u16,
+        tls: Option<&Arc<ServerConfig>>,
+        handler: H,
+    ) -> Result<(), CloudError>
+    where
+        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        for address in addresses {
+            let server = self.serve(*address, port, tls.cloned(), handler.clone())?;
+            self.servers.push(server);
         }
         Ok(())
     }
 
     fn serve<H, F>(
         &self,
-        address: Ipv4Addr,
+        address: IpAddr,
         port: u16,
         tls: Option<Arc<ServerConfig>>,
         handler: H,

@@ -60,9 +60,10 @@ pub struct Package {
 }
 
 /// What [`Network`](crate::network::Network) runs.
-pub const NETWORK: [Package; 3] = [
+pub const NETWORK: [Package; 4] = [
     Package { command: "ip", package: "iproute2" },
     Package { command: "iptables-restore", package: "iptables" },
+    Package { command: "ip6tables-restore", package: "iptables" },
     Package { command: "setpriv", package: "util-linux" },
 ];
 

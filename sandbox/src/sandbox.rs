@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Stdio,
     sync::atomic::{AtomicU8, Ordering},
@@ -17,8 +17,8 @@ use crate::{
     cloud::{ACCOUNT, Cloud, CloudError, REGION, S3_NAMES, STS_NAMES},
     kubernetes::{Grant, NewPod},
     network::{
-        Command, METADATA_ADDRESS, NODE_ADDRESS, Namespace, Network, NetworkError, Pod as PodLink, PodNetwork, Process,
-        S3_ADDRESS, STS_ADDRESS,
+        Command, Families, METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, Namespace, Network, NetworkError,
+        Pod as PodLink, PodAddresses, PodNetwork, Process, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
     },
     packages::{self, PackageError},
     sts::{IamError, Role},
@@ -35,12 +35,14 @@ pub const DAEMON_POD: &str = "kube2irsa-node-1";
 /// The audience of tokens for STS.
 pub const AUDIENCE: &str = "sts.amazonaws.com";
 /// Where the daemon listens for pods by default.
-pub const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(NODE_ADDRESS), 9169);
+pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(NODE_ADDRESS), 9169);
 /// Where the daemon listens for operators by default, seen from the node.
-pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9170);
+pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9170);
 
 /// The metadata service, as clients know it.
-pub const METADATA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(METADATA_ADDRESS), 80);
+pub const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(METADATA_ADDRESS), 80);
+/// The same over IPv6.
+pub const METADATA_V6: SocketAddr = SocketAddr::new(IpAddr::V6(METADATA_ADDRESS_V6), 80);
 
 /// What the system's programs trust, on Debian and Ubuntu.
 const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -94,10 +96,22 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// The pod's address.
+    /// The pod's first address: `status.podIP`.
     #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
+    pub fn address(&self) -> IpAddr {
         self.link.address()
+    }
+
+    /// The pod's IPv6 address.
+    #[must_use]
+    pub fn address_v6(&self) -> Option<Ipv6Addr> {
+        self.link.address_v6()
+    }
+
+    /// All of the pod's addresses: `status.podIPs`.
+    #[must_use]
+    pub fn addresses(&self) -> PodAddresses {
+        self.link.addresses()
     }
 
     /// The pod's network namespace.
@@ -108,16 +122,28 @@ impl Pod {
 }
 
 impl Sandbox {
-    /// Makes a node without pods, and starts everything outside of it. Installs the packages that are
-    /// missing, where it may; `progress` is told.
+    /// Makes a node without pods, and starts everything outside of it; IPv4 only. Installs the packages that
+    /// are missing, where it may; `progress` is told.
     ///
     /// # Errors
     /// In one line, what is missing or failed.
     pub fn new(shape: PodNetwork, progress: &mut dyn FnMut(&str)) -> Result<Self, SandboxError> {
+        Self::with_families(shape, Families::V4, progress)
+    }
+
+    /// The same with these families. The daemon reaches all that it needs by IPv4 in each of them.
+    ///
+    /// # Errors
+    /// In one line, what is missing or failed.
+    pub fn with_families(
+        shape: PodNetwork,
+        families: Families,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Self, SandboxError> {
         packages::require_root()?;
         packages::ensure(&packages::NETWORK, progress)?;
-        let network = Network::new(shape)?;
-        let cloud = Cloud::start(network.outside())?;
+        let network = Network::with_families(shape, families)?;
+        let cloud = Cloud::start(network.outside(), families)?;
         cloud.sts.put_oidc_provider(ACCOUNT, cloud.issuer.url(), &[AUDIENCE])?;
         let directory = tempfile::Builder::new().prefix("kube2irsa-sandbox-").tempdir()?;
         fs::create_dir(directory.path().join("home"))?;
@@ -133,7 +159,7 @@ impl Sandbox {
         kubernetes.apply_service_account(DAEMON, DAEMON, &[]);
         let pod = NewPod::new(DAEMON, DAEMON_POD).service_account(DAEMON).node(NODE).host_network();
         kubernetes.create_pod(pod);
-        kubernetes.run_pod(DAEMON, DAEMON_POD, &[NODE_ADDRESS.into()]);
+        kubernetes.run_pod(DAEMON, DAEMON_POD, &self.families().node());
         let labels =
             [("topology.kubernetes.io/region", "eu-central-1"), ("topology.kubernetes.io/zone", "eu-central-1a")];
         kubernetes.label_node(NODE, &labels);
@@ -164,6 +190,12 @@ impl Sandbox {
     #[must_use]
     pub fn node(&self) -> &Namespace {
         self.network.node()
+    }
+
+    /// Which addresses pods have.
+    #[must_use]
+    pub fn families(&self) -> Families {
+        self.network.families()
     }
 
     /// A directory that is the sandbox's own.
@@ -246,7 +278,7 @@ impl Sandbox {
     /// # Errors
     /// When the kernel refuses its namespace.
     pub fn add_pod(&self, namespace: &str, name: &str, service_account: &str) -> Result<Pod, SandboxError> {
-        self.add_pod_at(namespace, name, service_account, self.next_address())
+        self.add_pod_at(namespace, name, service_account, self.next_addresses())
     }
 
     /// A pod that runs already, of which kubelet has told nothing yet: the API server knows no address of it.
@@ -254,7 +286,7 @@ impl Sandbox {
     /// # Errors
     /// When the kernel refuses its namespace.
     pub fn start_pod(&self, namespace: &str, name: &str, service_account: &str) -> Result<Pod, SandboxError> {
-        self.start_pod_at(namespace, name, service_account, self.next_address())
+        self.start_pod_at(namespace, name, service_account, self.next_addresses())
     }
 
     fn start_pod_at(
@@ -262,18 +294,18 @@ impl Sandbox {
         namespace: &str,
         name: &str,
         service_account: &str,
-        address: Ipv4Addr,
+        addresses: PodAddresses,
     ) -> Result<Pod, SandboxError> {
-        let link = self.network.add_pod(address)?;
+        let link = self.network.add_pod(addresses)?;
         let uid = self.create_pod(namespace, name, service_account);
         Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid, link })
     }
 
-    fn next_address(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, 0, self.next_address.fetch_add(1, Ordering::Relaxed))
+    fn next_addresses(&self) -> PodAddresses {
+        self.families().pod(self.next_address.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The same, at this address.
+    /// The same, at these addresses.
     ///
     /// # Errors
     /// When the kernel refuses its namespace.
@@ -282,10 +314,10 @@ impl Sandbox {
         namespace: &str,
         name: &str,
         service_account: &str,
-        address: Ipv4Addr,
+        addresses: impl Into<PodAddresses>,
     ) -> Result<Pod, SandboxError> {
-        let pod = self.start_pod_at(namespace, name, service_account, address)?;
-        self.cloud.kubernetes.run_pod(namespace, name, &[address.into()]);
+        let pod = self.start_pod_at(namespace, name, service_account, addresses.into())?;
+        self.cloud.kubernetes.run_pod(namespace, name, &pod.addresses().to_vec());
         Ok(pod)
     }
 
@@ -315,31 +347,35 @@ impl Sandbox {
         Ok(pod.link.remove()?)
     }
 
-    /// The pod's network is made anew at the same address, as kubelet does when its sandbox has died; the API
+    /// The pod's network is made anew at the same addresses, as kubelet does when its sandbox has died; the API
     /// server is told nothing.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn renew_network(&self, pod: Pod) -> Result<Pod, SandboxError> {
         let Pod { namespace, name, uid, link } = pod;
-        let address = link.address();
+        let addresses = link.addresses();
         link.remove()?;
-        Ok(Pod { namespace, name, uid, link: self.network.add_pod(address)? })
+        Ok(Pod { namespace, name, uid, link: self.network.add_pod(addresses)? })
     }
 
     /// A program in a pod, as an unmodified client finds itself: an empty home, no AWS setting but the
     /// region, AWS's names resolved to the sandbox and its certificates trusted.
     pub fn in_pod(&self, pod: &Pod, program: &str) -> Command {
-        self.client(pod.network().command(program))
+        let (sts, s3) = match pod.address() {
+            IpAddr::V4(_) => (STS_ADDRESS.into(), S3_ADDRESS.into()),
+            IpAddr::V6(_) => (STS_ADDRESS_V6.into(), S3_ADDRESS_V6.into()),
+        };
+        self.client(pod.network().command(program), sts, s3)
     }
 
     /// The same on the node itself.
     pub fn on_node(&self, program: &str) -> Command {
-        self.client(self.node().command(program))
+        self.client(self.node().command(program), STS_ADDRESS.into(), S3_ADDRESS.into())
     }
 
-    fn client(&self, command: Command) -> Command {
-        let mut command = self.with_names(command.env_clear());
+    fn client(&self, command: Command, sts: IpAddr, s3: IpAddr) -> Command {
+        let mut command = with_names(command.env_clear(), sts, s3);
         if Path::new(TRUSTED).exists() {
             command = command.file(TRUSTED, self.cloud.ca_pem());
         }
@@ -364,7 +400,7 @@ impl Sandbox {
     }
 
     fn run_flags(&self, command: Command) -> Command {
-        self.with_names(command)
+        with_names(command, STS_ADDRESS.into(), S3_ADDRESS.into())
             .arg("run")
             .args(["--node-name", NODE])
             .arg("--kubeconfig")
@@ -375,12 +411,13 @@ impl Sandbox {
             .arg(self.ca_file())
             .stdin(Stdio::null())
     }
+}
 
-    fn with_names(&self, command: Command) -> Command {
-        let sts = STS_NAMES.map(|name| (name, STS_ADDRESS.into()));
-        let s3 = S3_NAMES.map(|name| (name, S3_ADDRESS.into()));
-        command.names(sts.into_iter().chain(s3))
-    }
+/// AWS's names, where they are resolved to.
+fn with_names(command: Command, sts: IpAddr, s3: IpAddr) -> Command {
+    let sts = STS_NAMES.map(|name| (name, sts));
+    let s3 = S3_NAMES.map(|name| (name, s3));
+    command.names(sts.into_iter().chain(s3))
 }
 
 /// Asks a server in a namespace for a page over HTTP/1.0, and returns the status and the body.

@@ -8,20 +8,27 @@
 //! namespace, on a file system in memory.
 //!
 //! Everything here blocks for some milliseconds and works on threads of its own: the caller's thread never changes its
-//! namespace, so it may be a runtime's. IPv4 only; IPv6 is switched off in every namespace.
+//! namespace, so it may be a runtime's. IPv4 only, with IPv6 switched off in every namespace, unless
+//! other [`Families`] are asked for.
 
+mod addresses;
 mod command;
+mod link;
 mod namespace;
+mod pod;
 mod topology;
 
-use std::{io, net::Ipv4Addr, path::PathBuf};
+use std::{io, net::IpAddr, path::PathBuf};
 
+pub use addresses::{
+    BRIDGE_ADDRESS, BRIDGE_ADDRESS_V6, CONTAINER_ADDRESS_V6, CONTAINER_ADDRESSES, Families, KUBERNETES_ADDRESS,
+    METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, NODE_ADDRESS_V6, OIDC_ADDRESS, PODS_PREFIX, PODS_PREFIX_V6,
+    PodAddresses, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
+};
 pub use command::{Command, Process};
 pub use namespace::Namespace;
-pub use topology::{
-    BRIDGE_ADDRESS, CONTAINER_ADDRESSES, KUBERNETES_ADDRESS, METADATA_ADDRESS, NODE_ADDRESS, Network, OIDC_ADDRESS,
-    PODS_PREFIX, Pod, PodNetwork, S3_ADDRESS, STS_ADDRESS, UPLINK,
-};
+pub use pod::Pod;
+pub use topology::{Network, PodNetwork, UPLINK};
 
 /// What can go wrong while a network is made, changed or used.
 #[derive(Debug, thiserror::Error)]
@@ -83,10 +90,10 @@ pub enum NetworkError {
     },
     /// Not an address that a pod can have.
     #[error(
-        "{0} is no address for a pod: it must be in {PODS_PREFIX}, and not the network's, the bridge's or the broadcast address"
+        "{0} is no address for a pod: it must be in {PODS_PREFIX} or {PODS_PREFIX_V6}, of a family that the network has, and not the network's, the bridge's or the broadcast address"
     )]
-    NotAPodAddress(Ipv4Addr),
+    NotAPodAddress(IpAddr),
     /// Another pod has the address.
     #[error("another pod has {0}: remove it first")]
-    AddressTaken(Ipv4Addr),
+    AddressTaken(IpAddr),
 }

@@ -6,77 +6,28 @@
     reason = "clippy takes only the tests themselves for tests, not what they share"
 )]
 
+mod families;
+mod support;
+
 use std::{
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    io::{self, BufRead as _, BufReader, Read as _},
+    net::{IpAddr, Ipv4Addr},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::sched::{CloneFlags, setns};
-use sandbox::{
-    network::{
-        BRIDGE_ADDRESS, KUBERNETES_ADDRESS, METADATA_ADDRESS, NODE_ADDRESS, Namespace, Network, NetworkError,
-        OIDC_ADDRESS, PodNetwork, STS_ADDRESS,
-    },
-    packages,
+use sandbox::network::{
+    BRIDGE_ADDRESS, KUBERNETES_ADDRESS, METADATA_ADDRESS, NODE_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS,
+    PodNetwork, STS_ADDRESS,
 };
+use support::{SHAPES, echo_peers, link_names, network, run, seen_as};
 
-const SHAPES: [PodNetwork; 2] = [PodNetwork::Routed, PodNetwork::Bridge];
 const POD_A: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 7);
 const POD_B: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 8);
 const STS_NAME: &str = "sts.eu-central-1.amazonaws.com";
-
-fn network(shape: PodNetwork) -> Network {
-    let ready =
-        packages::require_root().and_then(|()| packages::ensure(&packages::NETWORK, &mut |line| eprintln!("{line}")));
-    ready.unwrap_or_else(|error| panic!("{error}"));
-    Network::new(shape).unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// Tells every caller the address that it is seen with.
-fn echo_peers(namespace: &Namespace, address: Ipv4Addr, port: u16) -> u16 {
-    let listener = namespace.enter(|| TcpListener::bind((address, port))).unwrap().unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let peer = stream.peer_addr().unwrap().ip().to_string();
-            stream.write_all(peer.as_bytes()).ok();
-        }
-    });
-    port
-}
-
-/// The address that a caller from this namespace is seen with.
-fn seen_as(namespace: &Namespace, address: Ipv4Addr, port: u16) -> io::Result<IpAddr> {
-    let connect = || {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_secs(2))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        let mut seen = String::new();
-        stream.read_to_string(&mut seen)?;
-        seen.parse().map_err(io::Error::other)
-    };
-    let started = Instant::now();
-    let seen = namespace.enter(connect).unwrap();
-    // A packet that was lost is sent again after a second: no link may be handed out that loses the first.
-    assert!(started.elapsed() < Duration::from_millis(900), "{address} took {:?}", started.elapsed());
-    seen
-}
-
-fn run(namespace: &Namespace, command: &str) -> String {
-    let words: Vec<_> = command.split(' ').collect();
-    let output = namespace.command(words[0]).args(&words[1..]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn link_names(namespace: &Namespace) -> Vec<String> {
-    let table = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap().unwrap();
-    table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
-}
 
 #[test]
 fn a_pod_reaches_the_metadata_service_as_its_node() {
@@ -168,7 +119,7 @@ fn an_address_is_another_pods_at_once() {
 fn a_pod_cannot_have_anothers_address() {
     let network = network(PodNetwork::Bridge);
     let pod = network.add_pod(POD_A).unwrap();
-    assert!(matches!(network.add_pod(POD_A), Err(NetworkError::AddressTaken(POD_A))));
+    assert!(matches!(network.add_pod(POD_A), Err(NetworkError::AddressTaken(IpAddr::V4(POD_A)))));
     for address in [BRIDGE_ADDRESS, NODE_ADDRESS, Ipv4Addr::new(10, 244, 0, 255), Ipv4Addr::new(10, 244, 1, 7)] {
         assert!(matches!(network.add_pod(address), Err(NetworkError::NotAPodAddress(_))), "{address}");
     }
