@@ -114,6 +114,12 @@ impl Pod {
         self.link.addresses()
     }
 
+    /// The name of the link on the node that leads to the pod.
+    #[must_use]
+    pub fn host_link(&self) -> &str {
+        self.link.host_link()
+    }
+
     /// The pod's network namespace.
     #[must_use]
     pub fn network(&self) -> &Namespace {
