@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     BRIDGE_ADDRESS, BRIDGE_ADDRESS_V6, Families, Namespace, NetworkError, PodAddresses, PodNetwork,
-    link::{LINK_UP, PORT_FORWARDS, ip, prepare, wait_for},
+    link::{LINK_UP, PORT_FORWARDS, ip, prepare, wait_for, wait_for_addresses},
     topology::BRIDGE,
 };
 
@@ -137,6 +137,10 @@ impl Pod {
         wait_for(node, link, PORT_FORWARDS)?;
         // It came up with its first port.
         wait_for(node, BRIDGE, LINK_UP)?;
+        if addresses.v6().is_some() {
+            wait_for_addresses(namespace, "eth0")?;
+            wait_for_addresses(node, BRIDGE)?;
+        }
         namespace.set(&announces)?;
         ip(namespace, &format!("link set eth0 address {hardware_address}\n"))
     }
@@ -173,6 +177,10 @@ impl Pod {
         }
         ip(namespace, &batch)?;
         wait_for(node, link, LINK_UP)?;
+        if addresses.v6().is_some() {
+            wait_for_addresses(namespace, "eth0")?;
+            wait_for_addresses(node, link)?;
+        }
         ip(node, &routes)
     }
 

@@ -26,7 +26,7 @@ use super::{
     METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, NODE_ADDRESS_V6, Namespace, NetworkError, OIDC_ADDRESS,
     PODS_PREFIX, PODS_PREFIX_V6, Pod, PodAddresses, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
     addresses::{ROUTER_ADDRESS, ROUTER_ADDRESS_V6},
-    link::{LINK_UP, ip, prepare, wait_for},
+    link::{LINK_UP, ip, prepare, wait_for, wait_for_addresses},
     pod::Taken,
 };
 
@@ -86,6 +86,10 @@ impl Network {
         ip(&outside, &outside_batch(&node, families))?;
         ip(&node, &node_batch(shape, families))?;
         wait_for(&outside, ROUTER_LINK, LINK_UP)?;
+        if families.has_v6() {
+            wait_for_addresses(&outside, ROUTER_LINK)?;
+            wait_for_addresses(&node, UPLINK)?;
+        }
         for (there, program, prefix) in [
             (families.has_v4(), "iptables-restore", PODS_PREFIX),
             (families.has_v6(), "ip6tables-restore", PODS_PREFIX_V6),
@@ -159,7 +163,7 @@ fn outside_batch(node: &Namespace, families: Families) -> String {
              route add {PODS_PREFIX_V6} via {NODE_ADDRESS_V6}\n"
         );
         for address in [CONTAINER_ADDRESS_V6, STS_ADDRESS_V6, S3_ADDRESS_V6] {
-            writeln!(batch, "addr add {address}/128 dev lo").ok();
+            writeln!(batch, "addr add {address}/128 dev lo nodad").ok();
         }
     }
     batch
