@@ -502,7 +502,7 @@ fn what_is_no_longer_served_is_taken_out_and_rules_remove_takes_out_all() {
 #[test]
 fn another_interceptors_rule_for_a_container_address_comes_after_ours() {
     let (sandbox, web) = exposed_pod();
-    let mut daemon = Daemon::ready(&sandbox, &BOTH);
+    let mut daemon = Daemon::ready(&sandbox, &[&BOTH[..], &["--intercept", "iptables"]].concat());
     let other = |address: IpAddr| {
         let rule = format!("-d {address}/32 -p tcp -m tcp --dport 80 -j DNAT --to 10.0.0.10:9999");
         let command = format!("iptables -t nat -I PREROUTING {rule}");

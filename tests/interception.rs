@@ -22,7 +22,7 @@ use sandbox::{
     network::{Families, Namespace, PodNetwork},
     sandbox::{METADATA, METADATA_V6, Pod, Sandbox},
 };
-use support::{Daemon, ROLE_NAME, admin, eventually, http::Connection, metric, rules};
+use support::{Daemon, ROLE_NAME, admin, eventually, http::Connection, metric, rules, sandbox_of};
 
 /// A way to redirect, and what makes the daemon take it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,10 +83,6 @@ fn gets_the_node_role(namespace: &Namespace, service: SocketAddr) -> bool {
     ask(namespace, service, &node_role_path()).is_ok_and(|(status, text)| status == 200 && text.contains("AccessKeyId"))
 }
 
-fn sandbox_with(shape: PodNetwork, families: Families) -> Sandbox {
-    Sandbox::with_families(shape, families, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error}"))
-}
-
 /// A pod with a role, which has got the node's without us.
 fn exposed_pod(sandbox: &Sandbox) -> Pod {
     sandbox.add_service_account("team-a", "web", "web").unwrap();
@@ -132,7 +128,7 @@ fn serves_every_shape(way: Way) {
     for shape in [PodNetwork::Routed, PodNetwork::Bridge] {
         for families in [Families::V4, Families::Dual, Families::V6] {
             println!("{way:?} {shape:?} {families:?}");
-            let sandbox = sandbox_with(shape, families);
+            let sandbox = sandbox_of(shape, families);
             way.prepare(&sandbox);
             let web = exposed_pod(&sandbox);
             let before = rules(&sandbox);
@@ -217,7 +213,7 @@ END",
 fn serves_beside_others(way: Way) {
     for (what, script) in NEIGHBOURS {
         println!("{way:?}: {what}");
-        let sandbox = sandbox_with(PodNetwork::Routed, Families::Dual);
+        let sandbox = sandbox_of(PodNetwork::Routed, Families::Dual);
         way.prepare(&sandbox);
         let variant = if way == Way::IptablesLegacy { "-legacy" } else { "" };
         let web = exposed_pod(&sandbox);
@@ -254,7 +250,7 @@ fn iptables_of_before_serves_beside_kube_proxy_masquerading_and_a_firewall() {
 
 #[test]
 fn auto_takes_iptables_where_nftables_cannot_be_had_and_says_why() {
-    let sandbox = sandbox_with(PodNetwork::Routed, Families::V4);
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
     let web = exposed_pod(&sandbox);
     // A node with the one command and without the other.
     let path = sandbox.directory().join("bin");
@@ -272,7 +268,7 @@ fn auto_takes_iptables_where_nftables_cannot_be_had_and_says_why() {
 
 #[test]
 fn what_the_other_way_left_is_taken_out() {
-    let sandbox = sandbox_with(PodNetwork::Routed, Families::Dual);
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::Dual);
     let web = exposed_pod(&sandbox);
     for (way, port) in [(Way::IptablesNft, "9269"), (Way::Nft, "9169"), (Way::IptablesNft, "9369")] {
         let listen = format!("0.0.0.0:{port},[::]:{port}");
@@ -291,7 +287,7 @@ fn reason(sandbox: &Sandbox, expected: &str) {
 
 #[test]
 fn a_firewall_that_drops_what_is_redirected_is_noticed() {
-    let sandbox = sandbox_with(PodNetwork::Routed, Families::V4);
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
     let web = exposed_pod(&sandbox);
     let mut daemon = Daemon::ready(&sandbox, &[]);
     is_served(&sandbox, &web);
@@ -316,7 +312,7 @@ fn a_firewall_that_drops_what_is_redirected_is_noticed() {
 
 #[test]
 fn routing_rules_that_lead_pods_packets_elsewhere_are_named() {
-    let sandbox = sandbox_with(PodNetwork::Routed, Families::V4);
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
     let web = exposed_pod(&sandbox);
     let link = web.host_link();
     // As the VPC CNI does for a branch interface in strict mode.
@@ -343,7 +339,7 @@ fn routing_rules_that_lead_pods_packets_elsewhere_are_named() {
 
 #[test]
 fn where_cilium_is_found_packets_must_first_come() {
-    let sandbox = sandbox_with(PodNetwork::Routed, Families::V4);
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
     let web = exposed_pod(&sandbox);
     run(sandbox.node(), "ip link add cilium_host type veth peer name cilium_net");
     let mut daemon = Daemon::started(&sandbox, &[]);
@@ -398,7 +394,7 @@ fn flushes() -> usize {
 }
 
 fn flushed_under_load(way: Way) {
-    let sandbox = sandbox_with(PodNetwork::Routed, Families::V4);
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
     let web = exposed_pod(&sandbox);
     let _daemon = Daemon::ready(&sandbox, &way.flags());
     let whole = rules(&sandbox);

@@ -24,8 +24,8 @@ use std::{
 use nix::sys::signal::Signal;
 use sandbox::{
     client::Report,
-    network::{PodNetwork, Process},
-    sandbox::{ADMIN, METADATA, Pod, Sandbox, get, wait_until_ready},
+    network::{Families, PodNetwork, Process},
+    sandbox::{ADMIN, METADATA, METADATA_V6, Pod, Sandbox, get, wait_until_ready},
 };
 
 use self::http::Answer;
@@ -39,7 +39,11 @@ pub fn sandbox() -> Sandbox {
 }
 
 pub fn sandbox_with(shape: PodNetwork) -> Sandbox {
-    Sandbox::new(shape, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error}"))
+    sandbox_of(shape, Families::V4)
+}
+
+pub fn sandbox_of(shape: PodNetwork, families: Families) -> Sandbox {
+    Sandbox::with_families(shape, families, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A sandbox with a pod `team-a/web-0`, whose service account `web` has a role of that name.
@@ -186,7 +190,7 @@ pub fn ask(pod: &Pod, method: &str, path: &str, headers: &[(&str, &str)]) -> std
 }
 
 pub fn connect(pod: &Pod) -> std::io::Result<http::Connection> {
-    http::Connection::open(pod.network(), METADATA)
+    http::Connection::open(pod.network(), if pod.address().is_ipv4() { METADATA } else { METADATA_V6 })
 }
 
 /// The status of the role's list, for a pod.
