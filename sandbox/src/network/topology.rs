@@ -47,6 +47,10 @@ pub enum PodNetwork {
     /// or of the link's own link-local address (Calico).
     #[default]
     Routed,
+    /// The same, and what a pod sends is routed by a table of its own before the node looks whether it is for itself: a
+    /// redirect to the node's address ends nowhere. With security groups for pods, the VPC CNI does so to branch
+    /// interfaces in its strict mode; here the uplink is in their place, and IPv6 is as with [`PodNetwork::Routed`].
+    BranchInterfaces,
 }
 
 /// A node, what is outside of it, and its pods.
@@ -169,7 +173,7 @@ fn outside_batch(node: &Namespace, families: Families) -> String {
     batch
 }
 
-/// The node's addresses and routes, and its bridge.
+/// The node's addresses, routes and rules, and its bridge.
 fn node_batch(shape: PodNetwork, families: Families) -> String {
     let mut batch = format!(
         "link set lo up\n\
@@ -184,6 +188,9 @@ fn node_batch(shape: PodNetwork, families: Families) -> String {
              route add default via {ROUTER_ADDRESS_V6}\n\
              route add {METADATA_ADDRESS_V6} dev {UPLINK}\n"
         );
+    }
+    if shape == PodNetwork::BranchInterfaces {
+        batch += "rule add pref 20 lookup local\nrule del pref 0\n";
     }
     if shape == PodNetwork::Bridge {
         batch += &format!("link add {BRIDGE} type bridge forward_delay 0\nlink set {BRIDGE} up\n");

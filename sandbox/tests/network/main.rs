@@ -6,6 +6,7 @@
     reason = "clippy takes only the tests themselves for tests, not what they share"
 )]
 
+mod branch_interfaces;
 mod families;
 mod support;
 
