@@ -287,9 +287,16 @@ fn reason(sandbox: &Sandbox, expected: &str) {
 
 #[test]
 fn a_firewall_that_drops_what_is_redirected_is_noticed() {
+    for way in WAYS {
+        a_firewall_is_noticed(way);
+    }
+}
+
+fn a_firewall_is_noticed(way: Way) {
     let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
+    way.prepare(&sandbox);
     let web = exposed_pod(&sandbox);
-    let mut daemon = Daemon::ready(&sandbox, &[]);
+    let mut daemon = Daemon::ready(&sandbox, &way.flags());
     is_served(&sandbox, &web);
     run(
         sandbox.node(),
@@ -312,19 +319,9 @@ fn a_firewall_that_drops_what_is_redirected_is_noticed() {
 
 #[test]
 fn routing_rules_that_lead_pods_packets_elsewhere_are_named() {
-    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
+    let sandbox = sandbox_of(PodNetwork::BranchInterfaces, Families::V4);
     let web = exposed_pod(&sandbox);
     let link = web.host_link();
-    // As the VPC CNI does for a branch interface in strict mode.
-    run(
-        sandbox.node(),
-        &format!(
-            "ip rule add pref 20 lookup local; ip rule del pref 0
-            ip route add default via 10.0.0.1 dev eth0 table 101
-            ip rule add pref 10 iif {link} lookup 101"
-        ),
-    );
-    assert!(gets_the_node_role(web.network(), METADATA), "it still does");
     let _daemon = Daemon::started(&sandbox, &[]);
     reason(&sandbox, &format!("the routing rule 10 (iif {link}) comes before"));
     let before = sandbox.cloud.imds.credential_requests();
@@ -332,7 +329,8 @@ fn routing_rules_that_lead_pods_packets_elsewhere_are_named() {
     assert!(!gets_the_node_role(web.network(), METADATA));
     assert_eq!(sandbox.cloud.imds.credential_requests(), before, "the node's credentials were handed out");
 
-    run(sandbox.node(), "ip rule del pref 10");
+    // The standard mode.
+    run(sandbox.node(), "ip rule add pref 0 lookup local; ip rule del pref 20");
     eventually("ready", || admin(&sandbox, "/readyz").0 == 200);
     is_served(&sandbox, &web);
 }
