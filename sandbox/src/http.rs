@@ -1,12 +1,23 @@
 //! HTTP/1.1 servers of the sandbox: plain or TLS, told when to cut their connections.
+//!
+//! Invariant: what is cut is cut on return. Of a connection that was open nothing more arrives, and where a server was
+//! dropped nobody connects, whatever its tasks are about to do; so it may be called from any thread, a runtime's too.
 
-use std::{convert::Infallible, io, net::SocketAddr, os::fd::AsFd as _, sync::Arc};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::sys::socket::{setsockopt, sockopt::Linger};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -29,7 +40,7 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    cut: watch::Sender<()>,
+    sockets: Arc<Sockets>,
     accept: JoinHandle<()>,
 }
 
@@ -37,36 +48,35 @@ impl Server {
     /// Serves `handler` on `listener` until dropped.
     ///
     /// # Errors
-    /// When the listener's address cannot be read.
+    /// When the listener's address cannot be read, or it cannot be shared.
     pub fn start<H, F>(listener: TcpListener, tls: Option<Arc<ServerConfig>>, handler: H) -> io::Result<Self>
     where
         H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let address = listener.local_addr()?;
-        let (cut, _) = watch::channel(());
+        let sockets = Arc::new(Sockets::new(&listener)?);
         let tls = tls.map(TlsAcceptor::from);
         let accept = tokio::spawn({
-            let cut = cut.clone();
+            let sockets = Arc::clone(&sockets);
             async move {
-                loop {
-                    let Ok((stream, peer)) = listener.accept().await else { continue };
-                    let (tls, handler, mut cut) = (tls.clone(), handler.clone(), cut.subscribe());
-                    let socket = stream.as_fd().try_clone_to_owned();
+                while let Some(accepted) = poll_fn(|context| sockets.accept(&listener, context)).await {
+                    let Ok((stream, peer, mut open)) = accepted else {
+                        tokio::task::yield_now().await;
+                        continue;
+                    };
+                    let (tls, handler) = (tls.clone(), handler.clone());
                     tokio::spawn(async move {
                         tokio::select! {
                             () = connection(stream, peer, tls, handler) => {}
-                            // Cut on request, or because the server was dropped: reset, as by a host that died.
-                            _ = cut.changed() => {
-                                let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-                                socket.map(|socket| setsockopt(&socket, Linger, &at_once)).ok();
-                            }
+                            // Its socket is cut already: what would go on to be said is of no use.
+                            _ = open.cut.changed() => {}
                         }
                     });
                 }
             }
         });
-        Ok(Self { address, cut, accept })
+        Ok(Self { address, sockets, accept })
     }
 
     /// Where it listens.
@@ -77,14 +87,101 @@ impl Server {
 
     /// Resets every open connection in the middle of whatever it does; new ones are accepted.
     pub fn cut_connections(&self) {
-        self.cut.send_replace(());
+        self.sockets.state().cut();
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.sockets.stop();
         self.accept.abort();
+    }
+}
+
+/// A server's sockets, by handles of their own: cut here, they are cut for the tasks that use them.
+#[derive(Debug)]
+struct Sockets {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// `None` once the server has stopped.
+    listener: Option<std::net::TcpListener>,
+    open: HashMap<u64, OwnedFd>,
+    accepted: u64,
+    cut: watch::Sender<()>,
+}
+
+/// A connection's entry, taken out when it ends.
+struct Open {
+    number: u64,
+    sockets: Arc<Sockets>,
+    cut: watch::Receiver<()>,
+}
+
+impl Sockets {
+    fn new(listener: &TcpListener) -> io::Result<Self> {
+        let listener = Some(listener.as_fd().try_clone_to_owned()?.into());
+        let state = State { listener, open: HashMap::new(), accepted: 0, cut: watch::Sender::default() };
+        Ok(Self { state: Mutex::new(state) })
+    }
+
+    /// The next connection, entered before anybody can cut what is open; `None` once the server has stopped.
+    fn accept(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<(TcpStream, SocketAddr, Open)>>> {
+        let mut state = self.state();
+        if state.listener.is_none() {
+            return Poll::Ready(None);
+        }
+        let accepted = ready!(listener.poll_accept(context)).and_then(|(stream, peer)| {
+            let socket = stream.as_fd().try_clone_to_owned()?;
+            state.accepted += 1;
+            let number = state.accepted;
+            state.open.insert(number, socket);
+            Ok((stream, peer, Open { number, sockets: Arc::clone(self), cut: state.cut.subscribe() }))
+        });
+        Poll::Ready(Some(accepted))
+    }
+
+    fn stop(&self) {
+        let mut state = self.state();
+        if let Some(listener) = state.listener.take() {
+            reset(&listener);
+        }
+        state.cut();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn cut(&mut self) {
+        // Those that nobody has accepted yet are open too, to who made them.
+        while let Some(Ok((stream, _))) = self.listener.as_ref().map(std::net::TcpListener::accept) {
+            reset(&stream);
+        }
+        self.open.drain().for_each(|(_, socket)| reset(&socket));
         self.cut.send_replace(());
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.sockets.state().open.remove(&self.number);
+    }
+}
+
+/// Ends a socket at once, whoever else holds it: a connection is reset, as by a host that died, and with a listener
+/// go those that nobody has accepted.
+fn reset(socket: impl AsFd) {
+    if let Err(error) = rustix::net::connect_unspec(socket) {
+        tracing::debug!(%error, "a socket cannot be reset: it has ended");
     }
 }
 
