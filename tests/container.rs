@@ -348,7 +348,7 @@ fn the_clusters_keys_are_fetched_when_needed_and_outlive_the_api_server() {
     sandbox.cloud.stop_api();
     let start = Instant::now();
     assert_problem(&with_token(&web, &own), 503, "KeysUnavailable");
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(get(&web, PATH).status, 200, "who shows none needs no keys");
     sandbox.cloud.start_api().unwrap();
     eventually("they are had", || with_token(&web, &own).status == 200);
