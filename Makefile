@@ -3,7 +3,7 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients clients test-apiserver test-histories test-hostile test-upgrades lint fmt deny bench bench-scale ci
+.PHONY: help sandbox test test-clients clients test-apiserver test-histories test-hostile test-upgrades test-survival lint fmt deny bench bench-scale ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-histories: ## Try index and schedule under ten million random histories eac
 
 test-upgrades: ## Let a hundred daemons follow each other under load (root; minutes)
 	KUBE2IRSA_UPGRADES=100 cargo test --locked --test upgrade no_request_fails -- --nocapture
+
+test-survival: ## Let the daemon be killed for want of memory, and stopped for long (root, cgroups with a memory controller; a minute)
+	cargo test --locked --test survival -- --ignored
 
 test-hostile: ## Send the daemon what a hostile pod might (root; 22 minutes, KUBE2IRSA_MINUTES=10 for each of two parts)
 	cargo test --locked --release --test hostile -- --ignored --nocapture --test-threads 1
