@@ -24,8 +24,8 @@ const PODS: usize = 5;
 /// A part of a secret from its middle: the head of what was given back is overwritten by whoever keeps the free memory.
 const PART: std::ops::Range<usize> = 8..32;
 
-/// All memory of a process that can have been written to, piece by piece.
-fn memory(pid: u32) -> io::Result<Vec<Vec<u8>>> {
+/// All memory of a process that can have been written to, piece by piece; what is no text is replaced.
+fn memory(pid: u32) -> io::Result<Vec<String>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let memory = File::open(format!("/proc/{pid}/mem"))?;
     let writable = maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw")));
@@ -37,31 +37,27 @@ fn memory(pid: u32) -> io::Result<Vec<Vec<u8>>> {
             // A stack that shrank, or an arena that was given back, since it was listed.
             let read = memory.read_at(&mut piece, start).unwrap_or(0);
             piece.truncate(read);
-            piece
+            String::from_utf8_lossy(&piece).into_owned()
         })
         .collect())
 }
 
-fn count(memory: &[Vec<u8>], secret: &str) -> usize {
-    let part = &secret.as_bytes()[PART];
-    let in_piece = |piece: &Vec<u8>| {
-        let starts = piece.iter().enumerate().filter(|(_, byte)| **byte == part[0]);
-        starts.filter(|(at, _)| piece[*at..].starts_with(part)).count()
-    };
-    memory.iter().map(in_piece).sum()
+fn count(memory: &[String], secret: &str) -> usize {
+    memory.iter().map(|piece| piece.matches(&secret[PART]).count()).sum()
 }
 
-/// How many pieces of service account tokens there are that name this pod.
-fn count_tokens(memory: &[Vec<u8>], pod: &str) -> usize {
-    let names_pod = |text: &&[u8]| {
+/// How many pieces of service account tokens there are that name one of these pods.
+fn count_tokens(memory: &[String], pods: &[&str]) -> usize {
+    let names_pod = |text: &&str| {
         (0..4).any(|skip| {
             let whole = text.get(skip..).unwrap_or_default();
             let decoded = URL_SAFE_NO_PAD.decode(&whole[..whole.len() / 4 * 4]).unwrap_or_default();
-            decoded.windows(pod.len()).any(|window| window == pod.as_bytes())
+            let decoded = String::from_utf8_lossy(&decoded);
+            pods.iter().any(|pod| decoded.contains(pod))
         })
     };
-    let encoded = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    let texts = memory.iter().flat_map(|piece| piece.split(|byte| !encoded(byte)));
+    let other = |character: char| !character.is_ascii_alphanumeric() && !matches!(character, '-' | '_');
+    let texts = memory.iter().flat_map(|piece| piece.split(other));
     texts.filter(|text| text.len() > 64).filter(names_pod).count()
 }
 
@@ -81,9 +77,10 @@ fn what_a_pod_had_is_not_in_memory_when_the_pod_is_gone() {
     let figures = |when: &str| {
         let memory = memory(daemon.process.id()).unwrap();
         let sum = |which: usize| secrets.iter().map(|(secrets, _)| count(&memory, &secrets[which])).sum::<usize>();
-        let tokens = secrets.iter().map(|(_, pod)| count_tokens(&memory, pod)).sum::<usize>();
-        println!("{when}: secret keys {}, session tokens {}, service account tokens {tokens}", sum(0), sum(1));
-        [sum(0), sum(1), tokens]
+        let uids = secrets.iter().map(|(_, uid)| uid.as_str()).collect::<Vec<_>>();
+        let figures = [sum(0), sum(1), count_tokens(&memory, &uids)];
+        println!("{when}: {figures:?} secret keys, session tokens, service account tokens");
+        figures
     };
     let alive = figures("while the pods live");
     assert!(alive[0] >= 2 * PODS && alive[1] >= 2 * PODS, "both documents of each are there, or nothing is looked at");
