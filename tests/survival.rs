@@ -110,6 +110,11 @@ fn never_the_nodes(sandbox: &Sandbox, web: &Pod, old: Connection, trouble: impl 
     assert!(sdk(sandbox, web).arn.unwrap().contains("assumed-role/web/"));
 }
 
+fn flush_redirect(sandbox: &Sandbox) {
+    let flushed = sandbox.node().command("iptables").args(["-t", "nat", "-F", "PREROUTING"]).status();
+    assert!(flushed.unwrap().success());
+}
+
 /// Waits until the pod has seen so many more refusals.
 fn some_more(of: &AtomicUsize) {
     let before = of.load(Ordering::Relaxed);
@@ -130,6 +135,9 @@ fn killed_or_ended_in_any_way_it_leaves_refusals_and_goes_on_when_it_is_started_
             assert_eq!(status.success(), signal == Signal::SIGTERM, "{status}");
             some_more(&seen.nothing);
             assert_eq!(rules(&sandbox), installed);
+            // Nobody is there to put it back.
+            flush_redirect(&sandbox);
+            some_more(&seen.nothing);
             daemon = Daemon::ready(&sandbox, &[]);
         }
         some_more(&seen.answered);
@@ -153,7 +161,7 @@ fn stopped_for(time: Duration) {
         let nothing = waits.answer_to_head().err().map(|error| error.kind());
         assert_eq!(nothing, Some(io::ErrorKind::WouldBlock), "it waits");
         // Nobody is there to put it back.
-        assert!(sandbox.node().command("iptables").args(["-t", "nat", "-F", "PREROUTING"]).status().unwrap().success());
+        flush_redirect(&sandbox);
         some_more(&seen.nothing);
         thread::sleep(time);
         daemon.process.signal(Signal::SIGCONT).unwrap();
@@ -362,7 +370,7 @@ fn starts_without_a_disk(take: impl Fn(&Disk), give_back: impl Fn(&Disk)) {
     });
     assert_eq!(status_with(&web, &token), 401, "its keys were nowhere else");
     let token = session_token(&web);
-    assert!(sandbox.node().command("iptables").args(["-t", "nat", "-F", "PREROUTING"]).status().unwrap().success());
+    flush_redirect(&sandbox);
     eventually("rules are kept", || ask(&web, "GET", ROLE_NAME, &[]).is_ok_and(|answer| answer.status == 200));
 
     give_back(&disk);
@@ -421,8 +429,7 @@ fn a_disk_that_fills_up_or_becomes_read_only_stops_neither_service_nor_upgrade()
         for (trouble, upgrades) in [(Disk::fill as fn(&Disk), 1), (Disk::become_read_only, 2)] {
             trouble(&disk);
             some_more(&seen.answered);
-            let flushed = sandbox.node().command("iptables").args(["-t", "nat", "-F", "PREROUTING"]).status();
-            assert!(flushed.unwrap().success());
+            flush_redirect(&sandbox);
             eventually("rules are kept", || ask(&web, "GET", ROLE_NAME, &[]).is_ok_and(|answer| answer.status == 200));
             // It is handed the sockets; what it can offer itself, it finds out later.
             let next = Daemon::started(&sandbox, &[]);
