@@ -1,24 +1,32 @@
-//! The daemon's binary: arguments, TLS provider, exit code.
+//! The daemon's binary: memory, arguments, TLS provider, exit code.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{alloc::System, io::Write as _, process::ExitCode};
 
 use clap::{Parser as _, error::ErrorKind};
 use kube2irsa::{
     app,
     cli::{Cli, Command, RulesCommand},
     config::Config,
-    intercept, telemetry,
+    intercept, memory, telemetry,
 };
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
 };
+use zeroizing_alloc::ZeroAlloc;
+
+/// Overwrites whatever is given back: secrets pass through buffers that are not ours, of the HTTP stack, TLS, the SDK.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
+    if let Err(error) = memory::seal() {
+        return fail(FAILURE, &format!("the kernel does not keep our memory to ourselves: {error}"));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

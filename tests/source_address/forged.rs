@@ -39,7 +39,10 @@ impl Attack {
 
     /// The node's link that leads to the pod.
     fn link_to(&self, pod: &Pod) -> String {
-        self.node_does(&format!("ip -o route get {} | sed 's/.* dev \\([^ ]*\\).*/\\1/'", pod.addresses().v4().unwrap()))
+        self.node_does(&format!(
+            "ip -o route get {} | sed 's/.* dev \\([^ ]*\\).*/\\1/'",
+            pod.addresses().v4().unwrap()
+        ))
     }
 
     fn ask_from(&self, source: Ipv4Addr) -> (Option<Result<String, u16>>, u64) {
