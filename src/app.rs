@@ -120,6 +120,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let mut predecessor = predecessor(&config.state_dir, &config.listen).await;
     let listeners = listeners(&config.listen, predecessor.as_mut())?;
     let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
+    if let Some(predecessor) = &mut predecessor {
+        predecessor.close_other_listeners();
+    }
     let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let admin_address = admin_listener.local_addr()?;
     let interception = match config.intercept {
