@@ -60,6 +60,7 @@ use crate::{
         reconcile::Interception,
     },
     metrics::Metrics,
+    observe::Observation,
     readiness::{Condition, Readiness},
     sts::{self, Sts},
     token::{
@@ -118,8 +119,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let access = Arc::new(Access::new(client.clone(), client_as(api_server, &config.node_name)?));
     let https = sts::https(config.sts.ca_bundle, config.sts.location.is_over_tls()).context("--ca-bundle")?;
     let mut predecessor = predecessor(&config.state_dir, &config.listen).await;
-    let listeners = listeners(&config.listen, predecessor.as_mut())?;
+    let observes = config.intercept == Intercept::Observe;
+    // Where pods are only observed nobody can connect: what an earlier run's rules still redirect is refused.
+    let listeners = if observes { Vec::new() } else { listeners(&config.listen, predecessor.as_mut())? };
     let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
+    if let Some(predecessor) = &mut predecessor {
+        predecessor.close_other_listeners();
+    }
     let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let admin_address = admin_listener.local_addr()?;
     let interception = match config.intercept {
@@ -145,7 +151,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             spawn(&mut tasks, "rules", rules);
         }
         None => {
-            let how = if config.intercept == Intercept::Observe { "observe" } else { "none" };
+            let how = if observes { "observe" } else { "none" };
             metrics.intercept.with_label_values(&[how]).set(1);
             tracing::warn!("--intercept {how}: no guard keeps pods from the node's role");
         }
@@ -163,6 +169,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let on_entitled = {
         let (store, audience) = (Arc::clone(&store), config.token_audience.clone());
         move |pod: &PodUid, roles: &Roles| {
+            if observes {
+                return;
+            }
             let foreseen = match &roles.main {
                 Role::Granted(grant) if !grant.pod_has_token(&audience) => Some(grant),
                 _ => None,
@@ -172,16 +181,32 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     let on_invalid = {
         let events = Arc::clone(&events);
-        move |pod: &_, error: &_| events.invalid(pod, error)
+        move |pod: &_, error: &_| {
+            // It gets the node's role meanwhile.
+            if !observes {
+                events.invalid(pod, error);
+            }
+        }
     };
     let (directory, unknown) = Directory::new(binding, config.namespace_policy, on_entitled, on_invalid);
     let directory = Arc::new(directory);
     spawn(&mut tasks, "watch of links", links::keep(Arc::clone(&directory), Arc::clone(&metrics)));
+    if observes {
+        readiness.lacks(Condition::Observation, "not begun yet");
+        let observation = Observation {
+            addresses: intercept::addresses(&config.container_endpoints),
+            directory: Arc::clone(&directory),
+            readiness: Arc::clone(&readiness),
+            metrics: Arc::clone(&metrics),
+        };
+        spawn(&mut tasks, "observation", observation.keep(owns.subscribe()));
+    }
     let decision = Decision {
         access: Arc::clone(&access),
         node: config.node_name.clone(),
         audience: config.token_audience.clone(),
-        own_token,
+        // No token is asked for, not even one of our own to see whether it is allowed.
+        own_token: own_token.filter(|_| !observes),
         readiness: Arc::clone(&readiness),
         metrics: Arc::clone(&metrics),
     };
@@ -201,11 +226,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, events, metrics, channel).run().await;
         }
     };
-    spawn(&mut tasks, "refresher", refresher);
+    if !observes {
+        spawn(&mut tasks, "refresher", refresher);
+    }
 
     spawn(&mut tasks, "keeper of session keys", key_file.keep(Arc::clone(&session_keys)));
     let facts = Facts::new(&config.facts);
-    {
+    if !observes {
         let (facts, access, node) = (facts.clone(), Arc::clone(&access), config.node_name.clone());
         let place = async move || node::place(&access.client().await.1, &node).await;
         tokio::spawn(facts.learn(config.facts, place));
@@ -215,7 +242,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let imds = Imds::new(pods.clone(), session_keys, facts, passage, config.require_imdsv2, Arc::clone(&metrics));
     let endpoints: Arc<[IpAddr]> = config.container_endpoints.into();
     let keys = Arc::new(Keys::default());
-    let container = (!endpoints.is_empty()).then(|| {
+    let container = (!endpoints.is_empty() && !observes).then(|| {
         let audience = config.token_audience.clone();
         let (endpoints, metrics) = (Arc::clone(&endpoints), Arc::clone(&metrics));
         Container::new(pods, Arc::clone(&keys), audience, config.require_imdsv2, endpoints, metrics)

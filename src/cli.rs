@@ -177,7 +177,8 @@ pub struct RunArgs {
     pub state_dir: String,
 
     /// How pods' requests are redirected: by nftables or iptables, or by whichever works (`auto`). `observe` redirects
-    /// nothing and names the pods that contact the metadata service; `none` installs no rule, nor the guard.
+    /// nothing, serves nobody, and names in the log the pods that contact the metadata service and what each would get
+    /// (needs the capability NET_RAW); `none` installs no rule, nor the guard.
     #[arg(long, value_name = "auto|nft|iptables|observe|none", default_value = "auto", env = "KUBE2IRSA_INTERCEPT")]
     pub intercept: String,
 

@@ -3,6 +3,7 @@
 //! One request: the redirect ([`intercept`]) brings it to the listener ([`imds::server`]); its source
 //! address is looked up ([`identity`]); its answer ([`imds::respond`], [`imds::container`]) is read from the cache
 //! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
+//! [`observe`] takes the place of all but the second where an operator wants to see who asks, first.
 //! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`] and [`events`] tell of it.
 
 pub mod admin;
@@ -21,6 +22,7 @@ pub mod imds;
 pub mod intercept;
 pub mod memory;
 pub mod metrics;
+pub mod observe;
 pub mod readiness;
 pub mod sts;
 pub mod telemetry;

@@ -177,6 +177,10 @@ pub struct Metrics {
     pub excess_rights: IntGauge,
     /// Connections that were meant for an address that we serve.
     pub redirected_connections: IntCounter,
+    /// Connections that pods were seen to begin while nothing is redirected, by what they would get.
+    pub observed_connections: IntCounterVec,
+    /// Pods that were seen to.
+    pub observed_pods: IntGaugeVec,
     /// 1 for each kind of obstacle in the way of pods' packets.
     pub obstacles: IntGaugeVec,
     /// 1 for the way in which requests are intercepted.
@@ -227,6 +231,12 @@ impl Metrics {
             Opts::new("intercept_obstacle", "1 if this keeps, or may keep, pods' packets from coming here.");
         let obstacles = IntGaugeVec::new(obstacles, &["kind"])?;
         registry.register(Box::new(obstacles.clone()))?;
+        let observed_pods = Opts::new(
+            "observed_pods",
+            "With --intercept observe: pods, and addresses that are no known pod's, that have begun such connections.",
+        );
+        let observed_pods = IntGaugeVec::new(observed_pods, &["outcome"])?;
+        registry.register(Box::new(observed_pods.clone()))?;
         let token_access = Opts::new("token_access_info", "1 for the mode of token access in force.");
         let token_access = IntGaugeVec::new(token_access, &["mode"])?;
         registry.register(Box::new(token_access.clone()))?;
@@ -359,6 +369,12 @@ impl Metrics {
                 "redirected_connections_total",
                 "Connections that were meant for an address that we serve.",
             )?,
+            observed_connections: counters(
+                "observed_connections_total",
+                "With --intercept observe: connections to addresses that would be redirected, by what would come of it.",
+                &["outcome"],
+            )?,
+            observed_pods,
             obstacles,
             intercept,
             rules_restored: counters(

@@ -12,6 +12,8 @@ pub enum Condition {
     Rules,
     /// Nothing is seen to keep pods' packets from coming here.
     Arrival,
+    /// Pods' packets can be seen, where they are only observed.
+    Observation,
     /// It is known which STS to call.
     Region,
     /// It is known whose roles plain names mean.
@@ -25,13 +27,22 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Self; 7] =
-        [Self::Rules, Self::Arrival, Self::Region, Self::Account, Self::TokenAccess, Self::Watches, Self::Running];
+    const ALL: [Self; 8] = [
+        Self::Rules,
+        Self::Arrival,
+        Self::Observation,
+        Self::Region,
+        Self::Account,
+        Self::TokenAccess,
+        Self::Watches,
+        Self::Running,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Rules => "rules",
             Self::Arrival => "arrival",
+            Self::Observation => "observation",
             Self::Region => "region",
             Self::Account => "account",
             Self::TokenAccess => "token access",

@@ -117,6 +117,19 @@ pub(super) async fn rules(family: Family) -> Result<Vec<RuleMessage>, FirewallEr
     Ok(list(&connect()?, &version).await?.unwrap_or_default())
 }
 
+/// Whether any rule of ours is there, an earlier run's: then so may be the redirect, which goes first.
+///
+/// # Errors
+/// When rules cannot be listed.
+pub async fn stands() -> Result<bool, FirewallError> {
+    for family in Family::ALL {
+        if rules(family).await?.iter().any(is_ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A socket of its own each time: rules are looked at once a second, and an old socket may have lost its peer.
 fn connect() -> Result<Handle, FirewallError> {
     let (connection, handle, _) = rtnetlink::new_connection()

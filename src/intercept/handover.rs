@@ -96,6 +96,12 @@ impl Predecessor {
         listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)).ok()
     }
 
+    /// Closes its sockets that were not asked for: while they are open here, the kernel takes connections that nobody serves,
+    /// also once it has ended.
+    pub fn close_other_listeners(&mut self) {
+        self.listeners.clear();
+    }
+
     /// Returns when it has died.
     pub async fn died(&mut self) {
         until_closed(&mut self.stream).await;
