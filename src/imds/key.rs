@@ -21,6 +21,9 @@ use super::session::{KEY_LENGTH, SessionKey, SessionKeys};
 use crate::clock;
 
 const FILE: &str = "session.key";
+const NEW_FILE: &str = "session.new";
+/// What there may be of them in the state directory.
+pub const FILES: [&str; 2] = [FILE, NEW_FILE];
 /// How often the file is read: well within the time that a new key takes to settle.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// How often, and how long after one another, a lock is tried for that another daemon holds.
@@ -186,7 +189,7 @@ fn read(path: &Path) -> io::Result<Option<Found>> {
 
 /// Whole or not at all: a half-written key would be another key after the next restart.
 fn store(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    let temporary = path.with_file_name(NEW_FILE);
     fs::remove_file(&temporary).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),

@@ -38,6 +38,8 @@ use tokio::{
 
 const SOCKET: &str = "handover.sock";
 const LOCK: &str = "rules.lock";
+/// What daemons have in the state directory to follow one another.
+pub const FILES: [&str; 2] = [SOCKET, LOCK];
 const HELLO: &str = "kube2irsa 1\n";
 const TAKE: &str = "take\n";
 const SERVING: &str = "serving\n";
@@ -110,8 +112,9 @@ impl Predecessor {
         self.say(TAKE).await;
     }
 
-    /// Tells it that it may stop.
+    /// Tells it that it may stop. Sockets of its that were not asked for end with it.
     pub async fn stop(&mut self) {
+        self.listeners.clear();
         self.say(SERVING).await;
     }
 
