@@ -30,6 +30,9 @@ test-histories: ## Try index and schedule under ten million random histories eac
 test-upgrades: ## Let a hundred daemons follow each other under load (root; minutes)
 	KUBE2IRSA_UPGRADES=100 cargo test --locked --test upgrade no_request_fails -- --nocapture
 
+test-starts: ## Start and stop a hundred daemons in each way, and compare the node's rules (root; minutes)
+	KUBE2IRSA_STARTS=100 cargo test --locked --test starts -- --nocapture
+
 test-hostile: ## Send the daemon what a hostile pod might (root; 22 minutes, KUBE2IRSA_MINUTES=10 for each of two parts)
 	cargo test --locked --release --test hostile -- --ignored --nocapture --test-threads 1
 
