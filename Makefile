@@ -3,7 +3,7 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients clients test-apiserver test-histories test-hostile test-upgrades lint fmt deny bench bench-scale ci
+.PHONY: help sandbox test test-clients clients test-apiserver test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ test-upgrades: ## Let a hundred daemons follow each other under load (root; minu
 
 test-starts: ## Start and stop a hundred daemons in each way, and compare the node's rules (root; minutes)
 	KUBE2IRSA_STARTS=100 cargo test --locked --test starts -- --nocapture
+
+test-flushes: ## Take the rules away a hundred times in each of six ways under load, and say how long they were gone (root; minutes)
+	KUBE2IRSA_FLUSHES=100 cargo test --locked --test interception a_flush_under_load -- --nocapture --test-threads 1
+
+test-survival: ## Let the daemon be killed for want of memory, and stopped for long (root, cgroups with a memory controller; a minute)
+	cargo test --locked --test survival -- --ignored
 
 test-hostile: ## Send the daemon what a hostile pod might (root; 22 minutes, KUBE2IRSA_MINUTES=10 for each of two parts)
 	cargo test --locked --release --test hostile -- --ignored --nocapture --test-threads 1

@@ -44,7 +44,7 @@ use crate::{
     imds::{
         container::Container,
         facts::Facts,
-        key,
+        key::KeyFile,
         limits::{Admission, Limits},
         passage::Passage,
         pods::Pods,
@@ -129,8 +129,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         }
         Intercept::Observe | Intercept::None => None,
     };
-    let session_keys = key::load(&config.state_dir).await?;
-    let session_keys = Arc::new(ArcSwap::from_pointee(session_keys));
+    let mut key_file = KeyFile::new(config.state_dir.clone(), Arc::clone(&metrics));
+    let session_keys = Arc::new(ArcSwap::from_pointee(key_file.load().await?));
     let limits = within_descriptors(config.limits);
 
     let owns = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
@@ -204,7 +204,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     spawn(&mut tasks, "refresher", refresher);
 
-    spawn(&mut tasks, "keeper of session keys", key::keep(config.state_dir, Arc::clone(&session_keys)));
+    spawn(&mut tasks, "keeper of session keys", key_file.keep(Arc::clone(&session_keys)));
     let facts = Facts::new(&config.facts);
     {
         let (facts, access, node) = (facts.clone(), Arc::clone(&access), config.node_name.clone());
@@ -275,6 +275,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         directory: Arc::clone(&directory),
         store: Arc::clone(&store),
         readiness: Arc::clone(&readiness),
+        metrics: Arc::clone(&metrics),
     };
     let (hand_over, handed_over) = oneshot::channel();
     // Its end is no failure: `run` is told.

@@ -19,6 +19,7 @@ mod histories;
 pub mod identity;
 pub mod imds;
 pub mod intercept;
+pub mod memory;
 pub mod metrics;
 pub mod readiness;
 pub mod sts;

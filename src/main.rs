@@ -1,6 +1,7 @@
-//! The daemon's binary: arguments, TLS provider, exit code.
+//! The daemon's binary: memory, arguments, TLS provider, exit code.
 
 use std::{
+    alloc::System,
     io::{self, Write as _},
     process::ExitCode,
 };
@@ -14,18 +15,26 @@ use kube2irsa::{
         self,
         check::{self, Expected},
     },
-    telemetry,
+    memory, telemetry,
 };
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
 };
+use zeroizing_alloc::ZeroAlloc;
+
+/// Overwrites whatever is given back: secrets pass through buffers that are not ours, of the HTTP stack, TLS, the SDK.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
+    if let Err(error) = memory::seal() {
+        return fail(FAILURE, &format!("the kernel does not keep our memory to ourselves: {error}"));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -82,6 +82,27 @@ impl Closed {
     }
 }
 
+/// What the state directory is for, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateUse {
+    /// Session keys that outlive us.
+    SessionKeys,
+    /// The offer of our sockets to the next daemon.
+    HandOver,
+    /// The lock that keeps two daemons from writing rules.
+    RulesLock,
+}
+
+impl StateUse {
+    fn label(self) -> &'static str {
+        match self {
+            Self::SessionKeys => "session_keys",
+            Self::HandOver => "hand_over",
+            Self::RulesLock => "rules_lock",
+        }
+    }
+}
+
 /// All metrics of the daemon.
 #[derive(Debug)]
 pub struct Metrics {
@@ -162,6 +183,8 @@ pub struct Metrics {
     pub intercept: IntGaugeVec,
     /// Times that rules were found missing and put back, by part.
     pub rules_restored: IntCounterVec,
+    /// 1 while the state directory cannot be used for this.
+    state_dir_unusable: IntGaugeVec,
     /// 1 while ready.
     pub ready: IntGauge,
 }
@@ -207,6 +230,12 @@ impl Metrics {
         let token_access = Opts::new("token_access_info", "1 for the mode of token access in force.");
         let token_access = IntGaugeVec::new(token_access, &["mode"])?;
         registry.register(Box::new(token_access.clone()))?;
+        let state_dir = Opts::new("state_dir_unusable", "1 while the state directory cannot be used for this.");
+        let state_dir_unusable = IntGaugeVec::new(state_dir, &["for"])?;
+        registry.register(Box::new(state_dir_unusable.clone()))?;
+        for state_use in [StateUse::SessionKeys, StateUse::HandOver, StateUse::RulesLock] {
+            state_dir_unusable.with_label_values(&[state_use.label()]).set(0);
+        }
         let build = IntGaugeVec::new(Opts::new("build_info", "1 for the version that runs."), &["version"])?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -337,6 +366,7 @@ impl Metrics {
                 "Times that the guard or the redirect was found missing and put back.",
                 &["part"],
             )?,
+            state_dir_unusable,
             ready: gauge("ready", "1 while the daemon is ready.")?,
             registry,
         })
@@ -356,6 +386,14 @@ impl Metrics {
     /// Counts a connection that we close.
     pub fn closed(&self, why: Closed) {
         self.connections_closed.with_label_values(&[why.label()]).inc();
+    }
+
+    /// Notes whether the state directory cannot be used for this. Returns what was noted before.
+    pub fn lacks_state_dir(&self, state_use: StateUse, lacks: bool) -> bool {
+        let gauge = self.state_dir_unusable.with_label_values(&[state_use.label()]);
+        let before = gauge.get() == 1;
+        gauge.set(lacks.into());
+        before
     }
 
     /// All metrics in Prometheus's text format.

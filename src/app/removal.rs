@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::sync::watch;
 
-use super::{bind, once_ours, predecessor};
+use super::{bind, once_ours, predecessor, succession};
 use crate::{
     admin::{self, Admin},
     config::Removal,
@@ -68,11 +68,8 @@ pub async fn stay(removal: Removal, stop: impl Future<Output = ()>) -> anyhow::R
     let metrics = Arc::new(Metrics::new()?);
     let readiness = Arc::new(Readiness::default());
     readiness.lacks(Condition::Rules, "not taken out yet");
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&state_dir)
-        .with_context(|| format!("--state-dir {}", state_dir.display()))?;
+    // Without it there is no lock and no hand-over, which is said; rules can be taken out all the same.
+    let _ = DirBuilder::new().recursive(true).mode(0o700).create(&state_dir);
     let mut stop = std::pin::pin!(stop);
     let ports = [admin_listen];
     let mut predecessor = tokio::select! {
@@ -88,7 +85,7 @@ pub async fn stay(removal: Removal, stop: impl Future<Output = ()>) -> anyhow::R
 
     let successor = tokio::select! {
         () = stop.as_mut() => None,
-        successor = succeed(predecessor, offer, &owns, &tried) => Some(successor),
+        successor = succeed(predecessor, offer, &owns, &tried, &metrics) => Some(successor),
         () = keep_out(&state_dir, owns.subscribe(), &tried, &readiness, &metrics) => None,
         () = once_ours(owns.subscribe(), watcher, admin::serve(listener, admin)) => None,
     };
@@ -112,6 +109,7 @@ async fn succeed(
     offer: Offer,
     owns: &watch::Sender<bool>,
     tried: &watch::Sender<bool>,
+    metrics: &Metrics,
 ) -> Successor {
     // As long as the connection is open, the one before knows that somebody is here.
     let mut _before = None;
@@ -125,13 +123,8 @@ async fn succeed(
         _before = Some(predecessor);
         tracing::info!("took over from the daemon that ran here");
     }
-    match offer.make(owns).await {
-        Ok(successor) => successor,
-        Err(error) => {
-            tracing::warn!(%error, "a next daemon cannot take over: the sockets cannot be offered");
-            std::future::pending().await
-        }
-    }
+    let place = succession::open(&offer, metrics).await;
+    offer.make(place, owns).await
 }
 
 /// Keeps the rules out while they are ours; never ends.

@@ -120,6 +120,9 @@ pub enum Unidentified {
     Unbound,
     /// All pods of this node are known, and it is none of theirs.
     Nobody,
+    /// An IPv4 link-local address that no pod is known by: Kubernetes gives pods none, but the way out to IPv4 of a
+    /// cluster of IPv6 does.
+    LinkLocal,
 }
 
 impl Unidentified {
@@ -132,6 +135,7 @@ impl Unidentified {
             Self::Suspended => "suspended",
             Self::Unbound => "unbound",
             Self::Nobody => "unknown",
+            Self::LinkLocal => "link_local",
         }
     }
 }

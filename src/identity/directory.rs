@@ -147,6 +147,10 @@ impl Directory {
         if let Some(caller) = self.identified(address) {
             return Ok(caller);
         }
+        if is_link_local(address) && self.get(address).is_none() {
+            // Nothing that could still be heard of would change it.
+            return Err(Unidentified::LinkLocal);
+        }
         let mut version = self.version.subscribe();
         let look_up_at = Instant::now() + (deadline - Instant::now()).mul_f64(LOOK_UP_AFTER);
         let mut looked_up = false;
@@ -401,6 +405,10 @@ impl Directory {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
 // === impl State ===

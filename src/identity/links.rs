@@ -30,6 +30,9 @@ use crate::{clock, metrics::Metrics};
 const GROUPS: [MulticastGroup; 4] =
     [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
 
+/// The index of `lo`, in every network namespace.
+const LOOPBACK: u32 = 1;
+
 /// After the socket broke.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -44,7 +47,8 @@ pub async fn keep(directory: Arc<Directory>, metrics: Arc<Metrics>) {
                 return;
             }
         };
-        let mut watch = Watch { socket, bridges: HashSet::new(), directory: &directory, metrics: &metrics };
+        let (directory, metrics) = (&directory, &metrics);
+        let mut watch = Watch { socket, bridges: HashSet::new(), a_route_ended: false, directory, metrics };
         let Err(error) = watch.run(&mut first).await;
         directory.doubt_all(now());
         metrics.link_overruns.inc();
@@ -57,6 +61,8 @@ pub async fn keep(directory: Arc<Directory>, metrics: Arc<Metrics>) {
 struct Watch<'a> {
     socket: Socket,
     bridges: HashSet<u32>,
+    /// And perhaps its link with it.
+    a_route_ended: bool,
     directory: &'a Directory,
     metrics: &'a Metrics,
 }
@@ -68,7 +74,14 @@ impl Watch<'_> {
             if self.hear_all() {
                 self.start_anew(first).await?;
             }
-            for (address, on_behalf) in self.directory.wanted() {
+            let wanted = self.directory.wanted();
+            if std::mem::take(&mut self.a_route_ended) && !wanted.is_empty() {
+                self.until_links_are_settled().await?;
+                if self.hear_all() {
+                    self.start_anew(first).await?;
+                }
+            }
+            for (address, on_behalf) in wanted {
                 let link = self.leading_to(address).await?;
                 // What was announced before the look comes first.
                 if self.hear_all() {
@@ -84,6 +97,14 @@ impl Watch<'_> {
                 () = self.directory.something_wanted() => {}
             }
         }
+    }
+
+    /// In the middle of a link's end the kernel tells of its IPv6 routes', and leads elsewhere already. A question about
+    /// links waits for the whole.
+    async fn until_links_are_settled(&mut self) -> Result<(), io::Error> {
+        let mut question = LinkMessage::default();
+        question.header.index = LOOPBACK;
+        known(self.socket.ask(RouteNetlinkMessage::GetLink(question)).await).map(drop)
     }
 
     /// After news was lost. Until all has been looked at again nobody is served.
@@ -138,7 +159,9 @@ impl Watch<'_> {
                 self.count(&self.directory.link_ended(link.header.index, now()));
             }
             RouteNetlinkMessage::NewNeighbour(neighbour) => self.hear_neighbour(&neighbour),
-            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            RouteNetlinkMessage::NewRoute(route) => self.directory.look_again(|address, _| covers(&route, address)),
+            RouteNetlinkMessage::DelRoute(route) => {
+                self.a_route_ended = true;
                 self.directory.look_again(|address, _| covers(&route, address));
             }
             _ => {}

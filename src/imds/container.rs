@@ -261,6 +261,12 @@ impl Problem {
             Self::Unidentified(Unidentified::Nobody) => {
                 (StatusCode::NOT_FOUND, "UnknownCaller", "the request comes from no pod of this node".into())
             }
+            Self::Unidentified(Unidentified::LinkLocal) => (
+                StatusCode::NOT_FOUND,
+                "LinkLocalCaller",
+                "the request comes from a link-local address, which is no pod's; in a cluster of IPv6 ask over IPv6"
+                    .into(),
+            ),
             Self::Unidentified(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "CallerNotKnownYet",

@@ -2,7 +2,13 @@
 //!
 //! Invariant: every wait ends with a look at who holds the address now.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use http::StatusCode;
 use tokio::time::Instant;
@@ -20,6 +26,7 @@ pub struct Pods {
     directory: Arc<Directory>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
+    told_of_link_local: Arc<AtomicBool>,
 }
 
 /// Why a pod is entitled to nothing.
@@ -37,7 +44,7 @@ impl Pods {
     /// The pods in `directory` and the credentials in `store`.
     #[must_use]
     pub fn new(directory: Arc<Directory>, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        Self { directory, store, metrics }
+        Self { directory, store, metrics, told_of_link_local: Arc::default() }
     }
 
     /// Who asks from `peer`.
@@ -46,7 +53,17 @@ impl Pods {
     /// Why that is not known by `deadline`.
     pub async fn identify(&self, peer: IpAddr, deadline: Instant) -> Result<Arc<Caller>, Unidentified> {
         let identified = self.directory.identify(peer, deadline).await;
-        identified.inspect_err(|why| self.metrics.unidentified.with_label_values(&[why.label()]).inc())
+        identified.inspect_err(|why| {
+            self.metrics.unidentified.with_label_values(&[why.label()]).inc();
+            if *why == Unidentified::LinkLocal && !self.told_of_link_local.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    %peer,
+                    "a request comes from a link-local address, which is no pod's: in a cluster of IPv6 pods must ask over \
+                     IPv6, with AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6 in their environment (said once; \
+                     kube2irsa_unidentified_requests_total counts them)"
+                );
+            }
+        })
     }
 
     /// Who asks from `peer`, if that is known.

@@ -188,7 +188,7 @@ impl Imds {
     async fn caller(&self, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Result<Arc<Caller>, Answer> {
         let caller = self.pods.identify(peer, deadline).await.map_err(|why| {
             Answer::Empty(match why {
-                Unidentified::Nobody => StatusCode::NOT_FOUND,
+                Unidentified::Nobody | Unidentified::LinkLocal => StatusCode::NOT_FOUND,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             })
         })?;

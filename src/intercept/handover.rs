@@ -15,14 +15,11 @@
 //! first takes the rules back and goes on. If the first dies, the next takes all at once.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     net::SocketAddr,
-    os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::fs::OpenOptionsExt as _,
-    },
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -37,9 +34,8 @@ use tokio::{
 };
 
 const SOCKET: &str = "handover.sock";
-const LOCK: &str = "rules.lock";
 /// What daemons have in the state directory to follow one another.
-pub const FILES: [&str; 2] = [SOCKET, LOCK];
+pub const FILES: [&str; 1] = [SOCKET];
 const HELLO: &str = "kube2irsa 1\n";
 const TAKE: &str = "take\n";
 const SERVING: &str = "serving\n";
@@ -162,11 +158,11 @@ impl Offer {
         Ok(Self { path: state_dir.join(SOCKET), sockets: sockets.collect::<Result<_, _>>()? })
     }
 
-    /// Makes the offer until the next daemon serves. `owns` says whether the rules are ours meanwhile.
+    /// Takes the place where the next daemon looks for the offer.
     ///
     /// # Errors
-    /// When the offer cannot be made.
-    pub async fn make(self, owns: &watch::Sender<bool>) -> io::Result<Successor> {
+    /// When it cannot be had, yet.
+    pub async fn open(&self) -> io::Result<UnixListener> {
         // The one that has just handed over to us is about to leave.
         let limit = tokio::time::Instant::now() + PATIENCE * 5;
         while UnixStream::connect(&self.path).await.is_ok() {
@@ -180,7 +176,11 @@ impl Offer {
             // What is there is a dead daemon's, or that of one that has handed over to us.
             Ok(()) | Err(_) => {}
         }
-        let listener = UnixListener::bind(&self.path)?;
+        UnixListener::bind(&self.path)
+    }
+
+    /// Makes the offer there until the next daemon serves. `owns` says whether the rules are ours meanwhile.
+    pub async fn make(&self, listener: UnixListener, owns: &watch::Sender<bool>) -> Successor {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -191,7 +191,7 @@ impl Offer {
                 }
             };
             match self.hand_over(stream, owns).await {
-                Ok(successor) => return Ok(successor),
+                Ok(successor) => return successor,
                 Err(error) => tracing::warn!(%error, "the next daemon did not take over; this one goes on"),
             }
             owns.send_replace(true);
@@ -262,7 +262,8 @@ fn receive(from: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
     Ok(sockets.flatten().collect())
 }
 
-/// The right to write rules on the node: one daemon's at a time.
+/// The right to write rules on the node: one daemon's at a time. It is a lock on the state directory itself, for which
+/// nothing must be written there.
 #[derive(Debug)]
 pub struct RulesLock(#[expect(dead_code, reason = "held until it is dropped")] File);
 
@@ -270,14 +271,12 @@ impl RulesLock {
     /// Waits until it can be had.
     ///
     /// # Errors
-    /// When the state directory cannot be used.
+    /// When there is no state directory.
     pub async fn acquire(state_dir: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
-        let file = options.open(state_dir.join(LOCK))?;
+        let directory = File::open(state_dir)?;
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Self(file)),
+            match directory.try_lock() {
+                Ok(()) => return Ok(Self(directory)),
                 Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(TRY_AGAIN).await,
                 Err(fs::TryLockError::Error(error)) => return Err(error),
             }
@@ -310,7 +309,7 @@ mod tests {
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Nobody));
         let offer = Offer::new(directory.path(), [&pods, &admin]).unwrap();
         let (owns, mut owned) = watch::channel(true);
-        let made = tokio::spawn(async move { offer.make(&owns).await });
+        let made = tokio::spawn(async move { offer.make(offer.open().await.unwrap(), &owns).await });
 
         let mut dies = predecessor(directory.path()).await;
         dies.take().await;
@@ -328,7 +327,7 @@ mod tests {
         assert_eq!(accepted.unwrap().1, connected.unwrap().local_addr().unwrap());
         takes.take().await;
         takes.stop().await;
-        let successor = made.await.unwrap().unwrap();
+        let successor = made.await.unwrap();
         assert!(!*owned.borrow());
         let ended = successor.ended();
         let mut ended = std::pin::pin!(ended);
@@ -344,13 +343,13 @@ mod tests {
         let silent = UnixListener::bind(&path).unwrap();
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Silent));
         let offer = Offer::new(directory.path(), [&listener().await]).unwrap();
-        assert!(offer.make(&watch::Sender::new(true)).await.is_err(), "nobody's place is taken");
+        assert!(offer.open().await.is_err(), "nobody's place is taken");
         drop(silent);
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Nobody), "a dead one's socket is left");
 
         let offer = Offer::new(directory.path(), [&listener().await]).unwrap();
         let owns = watch::Sender::new(true);
-        let made = tokio::spawn(async move { offer.make(&owns).await });
+        let made = tokio::spawn(async move { offer.make(offer.open().await.unwrap(), &owns).await });
         let mut first = predecessor(directory.path()).await;
         made.abort();
         tokio::time::timeout(Duration::from_secs(20), first.died()).await.unwrap();

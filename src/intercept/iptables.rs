@@ -15,7 +15,13 @@
 //! accept is for nodes whose own firewall would drop it, and what was not redirected has no business on
 //! our port. One table is written in one step, and nothing but our own chains and jumps is touched.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use futures::future::BoxFuture;
 
@@ -108,6 +114,8 @@ pub struct Iptables {
     addresses: Vec<IpAddr>,
     rush: Option<Rush>,
     accept: Accept,
+    /// The first packets of connections that its rules had redirected when they were last looked at.
+    redirected: Arc<AtomicU64>,
 }
 
 /// When what was redirected is let in.
@@ -142,7 +150,8 @@ impl Iptables {
     #[must_use]
     pub fn redirect(commands: Commands, redirection: &Redirection) -> Option<Self> {
         let (to, addresses) = redirection.of(commands.family)?;
-        Some(Self { commands, to, addresses, rush: Some(redirection.rush), accept: Accept::Always })
+        let rush = Some(redirection.rush);
+        Some(Self { commands, to, addresses, rush, accept: Accept::Always, redirected: Arc::default() })
     }
 
     /// Only what lets in requests that somebody else redirects, behind a firewall of these tables. It is in the tables
@@ -150,14 +159,19 @@ impl Iptables {
     #[must_use]
     pub fn accept(commands: Commands, redirection: &Redirection) -> Option<Self> {
         let (to, _) = redirection.of(commands.family)?;
-        Some(Self { commands, to, addresses: Vec::new(), rush: None, accept: Accept::BehindFirewall })
+        Some(Self::without_redirect(commands, to))
     }
 
     /// Nothing: to be removed, whatever an earlier run put there.
     #[must_use]
     pub fn leftovers(commands: Commands) -> Self {
         let to = SocketAddr::new(commands.family.unspecified(), 0);
-        Self { commands, to, addresses: Vec::new(), rush: None, accept: Accept::BehindFirewall }
+        Self::without_redirect(commands, to)
+    }
+
+    fn without_redirect(commands: Commands, to: SocketAddr) -> Self {
+        let accept = Accept::BehindFirewall;
+        Self { commands, to, addresses: Vec::new(), rush: None, accept, redirected: Arc::default() }
     }
 
     fn nat(&self) -> Part {
@@ -205,7 +219,9 @@ impl Iptables {
         let nat = self.nat();
         if !nat.jumps.is_empty() {
             let Some(chain) = self.commands.list_if_there(nat.table, nat.chain).await? else { return Ok(false) };
-            if !nat.is_all_of(&chain) {
+            let (rules, packets) = without_counts(&chain);
+            self.redirected.store(packets, Ordering::Relaxed);
+            if !nat.is_all_of(&rules) {
                 return Ok(false);
             }
         }
@@ -318,6 +334,10 @@ impl Firewall for Iptables {
     fn remove(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
         Box::pin(Self::remove(self))
     }
+
+    fn redirected(&self) -> Option<u64> {
+        Some(self.redirected.load(Ordering::Relaxed))
+    }
 }
 
 /// Rules of chain `from`, as `-S` prints them, that jump to our `chain`.
@@ -331,6 +351,27 @@ pub(super) fn our_jumps(listed: &str, from: &str, chain: &str) -> Vec<String> {
 pub(super) fn names(rule: &str, address: IpAddr) -> bool {
     let address = address.to_string();
     rule.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':').any(|word| word == address)
+}
+
+/// Rules, as `-v -S` prints them, without their counters, and the packets that all have counted.
+pub(super) fn without_counts(listed: &str) -> (String, u64) {
+    let (mut rules, mut all) = (String::new(), 0);
+    for line in listed.lines() {
+        let mut words = line.split(' ');
+        let mut without = Vec::new();
+        while let Some(word) = words.next() {
+            if word != "-c" {
+                without.push(word);
+                continue;
+            }
+            // Packets, and bytes.
+            all += words.next().and_then(|packets| packets.parse::<u64>().ok()).unwrap_or_default();
+            words.next();
+        }
+        rules += &without.join(" ");
+        rules.push('\n');
+    }
+    (rules, all)
 }
 
 /// Whether `INPUT`, as `-S` prints it, has no rule but ours, and nothing is dropped at its end.
@@ -395,8 +436,9 @@ impl Commands {
         run(&command, &arguments, "").await?.or_error(&command, &arguments)
     }
 
+    /// With what the rules have counted.
     pub(super) async fn list_if_there(self, table: &str, chain: &str) -> Result<Option<String>, FirewallError> {
-        let (command, arguments) = (self.name(""), ["-w", LOCK_SECONDS, "-t", table, "-S", chain]);
+        let (command, arguments) = (self.name(""), ["-w", LOCK_SECONDS, "-v", "-t", table, "-S", chain]);
         let listed = run(&command, &arguments, "").await?;
         if says_missing(&listed) { Ok(None) } else { listed.or_error(&command, &arguments).map(Some) }
     }
@@ -499,6 +541,16 @@ mod tests {
         ] {
             assert_eq!(redirect().nat().is_all_of(&listed("KUBE2IRSA", rules)), good, "{rules:?}");
         }
+    }
+
+    #[test]
+    fn counters_are_read_and_make_no_difference() {
+        let listed = "-N KUBE2IRSA\n\
+            -A KUBE2IRSA -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -c 3 180 -j DNAT --to-destination 10.0.0.10:9169\n\
+            -A KUBE2IRSA -d 169.254.170.2/32 -p tcp -m tcp --dport 80 -c 4 240 -j DNAT --to-destination 10.0.0.10:9169\n";
+        let (rules, packets) = without_counts(listed);
+        assert_eq!(packets, 7);
+        assert!(redirect().nat().is_all_of(&rules), "{rules}");
     }
 
     #[test]

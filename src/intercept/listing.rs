@@ -8,7 +8,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::{
     Family, FirewallError, guard,
-    iptables::{Commands, FILTER, INPUT_CHAIN, NAT, NAT_CHAIN, Variant, our_jumps},
+    iptables::{Commands, FILTER, INPUT_CHAIN, NAT, NAT_CHAIN, Variant, our_jumps, without_counts},
     nft, obstacles,
 };
 
@@ -109,7 +109,7 @@ impl Tables {
             if !commands.may_ask(table) {
                 return Ok(None);
             }
-            let ours = commands.list_if_there(table, chain).await?;
+            let ours = commands.list_if_there(table, chain).await?.map(|listed| without_counts(&listed).0);
             Ok(Some(Chains { from: commands.list(table, from).await?, ours }))
         };
         Self {

@@ -2,11 +2,24 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    os::fd::AsRawFd as _,
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt::SendTimeout,
+        },
+        time::TimeVal,
+    },
+};
 use sandbox::network::Namespace;
+
+/// After so long nobody answers: the daemon's own limit is below a second, and machines are slow.
+const SILENCE: Duration = Duration::from_secs(10);
 
 pub struct Connection(pub TcpStream);
 
@@ -35,10 +48,25 @@ impl Answer {
 }
 
 impl Connection {
-    /// A connection whose reads wait for two seconds.
+    /// A connection; it and its reads wait for [`SILENCE`].
     pub fn open(namespace: &Namespace, server: SocketAddr) -> io::Result<Self> {
-        let stream = namespace.enter(|| TcpStream::connect_timeout(&server, Duration::from_secs(2))).unwrap()?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let stream = namespace.enter(|| TcpStream::connect_timeout(&server, SILENCE)).unwrap()?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        Ok(Self(stream))
+    }
+
+    /// The same from `source`, which must be an address of the namespace; tried for a second, or one packet and its
+    /// repetition.
+    pub fn open_from(namespace: &Namespace, source: Ipv4Addr, server: SocketAddrV4) -> io::Result<Self> {
+        let made = namespace.enter(|| {
+            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            setsockopt(&socket, SendTimeout, &TimeVal::new(1, 500_000))?;
+            bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
+            connect(socket.as_raw_fd(), &SockaddrIn::from(server))?;
+            Ok::<_, Errno>(TcpStream::from(socket))
+        });
+        let stream = made.unwrap()?;
+        stream.set_read_timeout(Some(SILENCE))?;
         Ok(Self(stream))
     }
 

@@ -25,8 +25,8 @@ use std::{
 use nix::sys::signal::Signal;
 use sandbox::{
     client::Report,
-    network::{PodNetwork, Process},
-    sandbox::{ADMIN, METADATA, Pod, Sandbox, get, wait_until_ready},
+    network::{Families, PodNetwork, Process},
+    sandbox::{ADMIN, METADATA, METADATA_V6, Pod, Sandbox, get, wait_until_ready},
 };
 
 use self::http::Answer;
@@ -40,7 +40,11 @@ pub fn sandbox() -> Sandbox {
 }
 
 pub fn sandbox_with(shape: PodNetwork) -> Sandbox {
-    Sandbox::new(shape, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error}"))
+    sandbox_of(shape, Families::V4)
+}
+
+pub fn sandbox_of(shape: PodNetwork, families: Families) -> Sandbox {
+    Sandbox::with_families(shape, families, &mut |line| println!("{line}")).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A sandbox with a pod `team-a/web-0`, whose service account `web` has a role of that name.
@@ -107,14 +111,15 @@ impl Daemon {
     }
 
     fn started_in(sandbox: &Sandbox, environment: &[(&str, &str)], flags: &[&str]) -> Self {
+        let command = sandbox.daemon(daemon_binary()).args(flags);
+        Self::of(sandbox, environment.iter().fold(command, |command, (name, value)| command.env(name, value)))
+    }
+
+    /// The daemon of this command.
+    pub fn of(sandbox: &Sandbox, command: sandbox::network::Command) -> Self {
         let log = sandbox.directory().join("daemon.log");
         let stderr = File::options().create(true).append(true).open(&log).unwrap();
-        let mut command = sandbox.daemon(daemon_binary()).args(flags).stderr(stderr);
-        for (name, value) in environment {
-            command = command.env(name, value);
-        }
-        let process = command.spawn().unwrap();
-        Self { process, log }
+        Self { process: command.stderr(stderr).spawn().unwrap(), log }
     }
 
     pub fn wait_until_ready(&mut self, sandbox: &Sandbox) {
@@ -138,6 +143,34 @@ impl Daemon {
         self.process.signal(Signal::SIGKILL).unwrap();
         self.process.wait().unwrap();
     }
+}
+
+/// Makes all read-only but `$1` and the iptables' lock, and goes on to the rest of its arguments. It has mounts of its own.
+const READ_ONLY: &str = r#"
+    set -e
+    mkdir -p "$1"
+    touch /run/xtables.lock
+    for writable in "$1" /run/xtables.lock; do mount --bind "$writable" "$writable"; done
+    for at in / /dev /dev/shm /run /tmp /var /var/tmp; do
+        if mountpoint -q "$at"; then mount -o remount,bind,ro "$at"; fi
+    done
+    shift
+    exec "$@"
+"#;
+
+/// The daemon with the rights that it has in a cluster (`docs/rights.md`): root with these capabilities alone, without a
+/// way to more, on a read-only file system.
+pub fn confined(sandbox: &Sandbox, capabilities: &[&str]) -> sandbox::network::Command {
+    let [state, binary] = [&sandbox.state_dir(), daemon_binary()].map(|path| path.to_str().unwrap().to_owned());
+    let bounding = without_but(capabilities);
+    let set = ["setpriv", &bounding, "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"];
+    let arguments = [&["-c", READ_ONLY, "sh", &state][..], &set, &[&binary]].concat();
+    sandbox.daemon_under("sh", &arguments)
+}
+
+/// The flag of `setpriv` that leaves no capabilities but these.
+pub fn without_but(capabilities: &[&str]) -> String {
+    capabilities.iter().fold("--bounding-set=-all".to_owned(), |flag, capability| format!("{flag},+{capability}"))
 }
 
 /// A page of the operator's listener.
@@ -187,7 +220,7 @@ pub fn ask(pod: &Pod, method: &str, path: &str, headers: &[(&str, &str)]) -> std
 }
 
 pub fn connect(pod: &Pod) -> std::io::Result<http::Connection> {
-    http::Connection::open(pod.network(), METADATA)
+    http::Connection::open(pod.network(), if pod.address().is_ipv4() { METADATA } else { METADATA_V6 })
 }
 
 /// The status of the role's list, for a pod.

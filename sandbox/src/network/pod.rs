@@ -10,8 +10,9 @@ use std::{
 
 use super::{
     BRIDGE_ADDRESS, BRIDGE_ADDRESS_V6, Families, Namespace, NetworkError, PodAddresses, PodNetwork,
-    link::{LINK_UP, PORT_FORWARDS, ip, prepare, wait_for},
-    topology::BRIDGE,
+    addresses::ROUTER_ADDRESS,
+    link::{LINK_UP, PORT_FORWARDS, ip, prepare, wait_for, wait_for_addresses},
+    topology::{BRIDGE, UPLINK},
 };
 
 /// A routed pod's gateway: nobody has this address, and the neighbour entry makes that no matter.
@@ -20,6 +21,9 @@ const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 /// The hardware address of every routed pod's host-side link.
 const GATEWAY_HARDWARE_ADDRESS: &str = "ee:ee:ee:ee:ee:ee";
+
+/// The first of the branch interfaces' tables: the VPC CNI's is a hundred more than the interface's VLAN.
+const FIRST_TABLE: u32 = 101;
 
 /// The addresses that pods of a network have.
 pub(super) type Taken = Arc<Mutex<HashSet<IpAddr>>>;
@@ -31,6 +35,8 @@ pub struct Pod {
     namespace: Namespace,
     link: String,
     hardware_address: String,
+    /// The table that routes what the pod sends over IPv4, before all others.
+    table: Option<u32>,
     node: Namespace,
     taken: Taken,
 }
@@ -54,13 +60,14 @@ impl Pod {
             link: format!("veth{number}"),
             // Of its own for each pod, also on an address that another had before.
             hardware_address: format!("02:00:00:{a:02x}:{b:02x}:{c:02x}"),
+            table: addresses.v4().filter(|_| shape == PodNetwork::BranchInterfaces).map(|_| FIRST_TABLE + number),
             node: node.clone(),
             taken: Arc::clone(taken),
         };
         prepare(&pod.namespace, families)?;
         match shape {
             PodNetwork::Bridge => pod.connect_to_bridge()?,
-            PodNetwork::Routed => pod.connect_by_route()?,
+            PodNetwork::Routed | PodNetwork::BranchInterfaces => pod.connect_by_route()?,
         }
         Ok(pod)
     }
@@ -137,12 +144,16 @@ impl Pod {
         wait_for(node, link, PORT_FORWARDS)?;
         // It came up with its first port.
         wait_for(node, BRIDGE, LINK_UP)?;
+        if addresses.v6().is_some() {
+            wait_for_addresses(namespace, "eth0")?;
+            wait_for_addresses(node, BRIDGE)?;
+        }
         namespace.set(&announces)?;
         ip(namespace, &format!("link set eth0 address {hardware_address}\n"))
     }
 
     fn connect_by_route(&self) -> Result<(), NetworkError> {
-        let Self { addresses, namespace, link, hardware_address, node, .. } = self;
+        let Self { addresses, namespace, link, hardware_address, table, node, .. } = self;
         ip(
             node,
             &format!(
@@ -162,6 +173,13 @@ impl Pod {
                  route add default via {GATEWAY_ADDRESS} dev eth0\n"
             );
             routes += &format!("route add {address}/32 dev {link} scope link\n");
+            if let Some(table) = table {
+                routes += &format!(
+                    "route add default via {ROUTER_ADDRESS} dev {UPLINK} table {table}\n\
+                     route add {address}/32 dev {link} scope link table {table}\n\
+                     rule add pref 10 iif {link} lookup {table}\n"
+                );
+            }
         }
         if let Some(address) = addresses.v6() {
             batch += &format!(
@@ -173,6 +191,10 @@ impl Pod {
         }
         ip(namespace, &batch)?;
         wait_for(node, link, LINK_UP)?;
+        if addresses.v6().is_some() {
+            wait_for_addresses(namespace, "eth0")?;
+            wait_for_addresses(node, link)?;
+        }
         ip(node, &routes)
     }
 
@@ -183,7 +205,12 @@ impl Pod {
             return Ok(());
         }
         // The kernel removes a namespace some time after its end; the link must be gone now.
-        let removed = ip(&self.node, &format!("link delete {link}\n"));
+        let mut batch = format!("link delete {link}\n");
+        if let Some(table) = self.table {
+            // What does not lead to the link stays behind.
+            writeln!(batch, "rule del pref 10 iif {link}\nroute del default table {table}").ok();
+        }
+        let removed = ip(&self.node, &batch);
         give_back(self.addresses, &self.taken);
         removed
     }

@@ -26,7 +26,7 @@ use super::{
     METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, NODE_ADDRESS_V6, Namespace, NetworkError, OIDC_ADDRESS,
     PODS_PREFIX, PODS_PREFIX_V6, Pod, PodAddresses, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
     addresses::{ROUTER_ADDRESS, ROUTER_ADDRESS_V6},
-    link::{LINK_UP, ip, prepare, wait_for},
+    link::{LINK_UP, ip, prepare, wait_for, wait_for_addresses},
     pod::Taken,
 };
 
@@ -47,6 +47,10 @@ pub enum PodNetwork {
     /// or of the link's own link-local address (Calico).
     #[default]
     Routed,
+    /// The same, and what a pod sends is routed by a table of its own before the node looks whether it is for itself: a
+    /// redirect to the node's address ends nowhere. With security groups for pods, the VPC CNI does so to branch
+    /// interfaces in its strict mode; here the uplink is in their place, and IPv6 is as with [`PodNetwork::Routed`].
+    BranchInterfaces,
 }
 
 /// A node, what is outside of it, and its pods.
@@ -86,6 +90,10 @@ impl Network {
         ip(&outside, &outside_batch(&node, families))?;
         ip(&node, &node_batch(shape, families))?;
         wait_for(&outside, ROUTER_LINK, LINK_UP)?;
+        if families.has_v6() {
+            wait_for_addresses(&outside, ROUTER_LINK)?;
+            wait_for_addresses(&node, UPLINK)?;
+        }
         for (there, program, prefix) in [
             (families.has_v4(), "iptables-restore", PODS_PREFIX),
             (families.has_v6(), "ip6tables-restore", PODS_PREFIX_V6),
@@ -159,13 +167,13 @@ fn outside_batch(node: &Namespace, families: Families) -> String {
              route add {PODS_PREFIX_V6} via {NODE_ADDRESS_V6}\n"
         );
         for address in [CONTAINER_ADDRESS_V6, STS_ADDRESS_V6, S3_ADDRESS_V6] {
-            writeln!(batch, "addr add {address}/128 dev lo").ok();
+            writeln!(batch, "addr add {address}/128 dev lo nodad").ok();
         }
     }
     batch
 }
 
-/// The node's addresses and routes, and its bridge.
+/// The node's addresses, routes and rules, and its bridge.
 fn node_batch(shape: PodNetwork, families: Families) -> String {
     let mut batch = format!(
         "link set lo up\n\
@@ -180,6 +188,9 @@ fn node_batch(shape: PodNetwork, families: Families) -> String {
              route add default via {ROUTER_ADDRESS_V6}\n\
              route add {METADATA_ADDRESS_V6} dev {UPLINK}\n"
         );
+    }
+    if shape == PodNetwork::BranchInterfaces {
+        batch += "rule add pref 20 lookup local\nrule del pref 0\n";
     }
     if shape == PodNetwork::Bridge {
         batch += &format!("link add {BRIDGE} type bridge forward_delay 0\nlink set {BRIDGE} up\n");

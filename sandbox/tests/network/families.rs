@@ -2,14 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use k8s_openapi::api::core;
+use kube::{
+    Api, Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use sandbox::{
     client::Report,
     cloud::NODE_ROLE,
+    kubernetes::Grant,
     network::{
         BRIDGE_ADDRESS_V6, CONTAINER_ADDRESS_V6, Families, METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS,
         NODE_ADDRESS_V6, Network, NetworkError, Pod, PodNetwork,
     },
-    sandbox::{METADATA, METADATA_V6, Sandbox, get},
+    sandbox::{DAEMON_USER, METADATA, METADATA_V6, Sandbox, get},
 };
 
 use crate::support::{SHAPES, echo_peers, link_names, network, network_with, run, seen_as};
@@ -32,11 +38,17 @@ fn v6(number: u8) -> Ipv6Addr {
     Families::V6.pod(number).v6().unwrap()
 }
 
+/// With a service account team-a/web.
+fn sandbox(shape: PodNetwork, families: Families) -> Sandbox {
+    let sandbox = Sandbox::with_families(shape, families, &mut |line| eprintln!("{line}")).unwrap();
+    sandbox.annotate("team-a", "web", &[]);
+    sandbox
+}
+
 #[test]
 fn an_unmodified_client_gets_the_nodes_role_over_ipv6() {
     for (shape, families) in with_v6() {
-        let sandbox = Sandbox::with_families(shape, families, &mut |line| eprintln!("{line}")).unwrap();
-        sandbox.annotate("team-a", "web", &[]);
+        let sandbox = sandbox(shape, families);
         let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
 
         assert_eq!(get(web.network(), METADATA_V6, CREDENTIALS).unwrap(), (200, NODE_ROLE.to_owned()), "{shape:?}");
@@ -65,6 +77,45 @@ fn an_unmodified_client_gets_the_nodes_role_over_ipv6() {
         let tokens = sandbox.cloud.imds.requests();
         assert!(tokens.iter().all(|request| request.peer.unwrap().is_ipv6() || request.status == 503), "{tokens:?}");
     }
+}
+
+#[test]
+fn the_api_server_shows_a_pod_with_the_addresses_that_it_has() {
+    for (families, addresses) in [
+        (Families::V4, &["10.244.0.10"][..]),
+        (Families::Dual, &["10.244.0.10", "fd00:10:244::a"]),
+        (Families::V6, &["fd00:10:244::a"]),
+    ] {
+        let sandbox = sandbox(PodNetwork::Routed, families);
+        let web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+        assert_eq!(pod_ips(&sandbox), addresses);
+        assert_eq!(web.addresses().to_vec().iter().map(ToString::to_string).collect::<Vec<_>>(), addresses);
+        assert_eq!(web.address().to_string(), addresses[0]);
+        // All of them are the next pod's.
+        let all = web.addresses();
+        sandbox.remove_pod(web).unwrap();
+        let next = sandbox.add_pod_at("team-a", "web-0", "web", all).unwrap();
+        assert_eq!(pod_ips(&sandbox), addresses);
+        assert_eq!(sandbox.renew_network(next).unwrap().addresses(), all);
+    }
+}
+
+/// What the status of team-a/web-0 says, asked for from the node with the daemon's kubeconfig.
+fn pod_ips(sandbox: &Sandbox) -> Vec<String> {
+    sandbox.cloud.kubernetes.grant(DAEMON_USER, Grant::new(&["get"], "pods"));
+    let kubeconfig = Kubeconfig::read_from(sandbox.kubeconfig()).unwrap();
+    let status = sandbox.node().enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+            let pods = Api::<core::v1::Pod>::namespaced(Client::try_from(config).unwrap(), "team-a");
+            pods.get("web-0").await.unwrap().status.unwrap()
+        })
+    });
+    let status = status.unwrap();
+    let ips = status.pod_ips.unwrap().into_iter().map(|pod_ip| pod_ip.ip).collect::<Vec<_>>();
+    assert_eq!(status.pod_ip.as_ref(), ips.first());
+    ips
 }
 
 #[test]

@@ -176,6 +176,26 @@ async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed(
     assert_eq!(directory.identify(A, soon()).await, Err(Unidentified::Disputed));
 }
 
+#[tokio::test]
+async fn a_link_local_address_is_told_at_once_to_be_no_pods_unless_it_is_one() {
+    let (directory, mut lookups) = Directory::new(Binding::WhereFound, NamespacePolicy::Off, |_, _| {}, |_, _| {});
+    let address = IpAddr::from([169, 254, 172, 2]);
+    let much_later = || Instant::now() + Duration::from_secs(3600);
+    // Before anything is known, and while some pod awaits its address.
+    for pods in [None, Some(vec![Pod::sample("1", &[])])] {
+        pods.into_iter().for_each(|pods| directory.reset_pods(pods));
+        assert_eq!(directory.identify(address, much_later()).await, Err(Unidentified::LinkLocal));
+    }
+    assert!(lookups.try_recv().is_err(), "the API server is not asked");
+
+    directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
+    directory.apply_pod(Pod::sample("1", &[address]));
+    assert_eq!(directory.identify(address, much_later()).await.unwrap().pod.uid, "1".into());
+    directory.apply_pod(Pod::sample("2", &[address]));
+    let soon = Instant::now() + Duration::from_millis(30);
+    assert_eq!(directory.identify(address, soon).await, Err(Unidentified::Disputed));
+}
+
 #[test]
 fn a_look_up_does_not_bring_back_a_pod_that_ended_meanwhile() {
     let (directory, _) = directory();
