@@ -81,8 +81,14 @@ fn a_node_on_which_nothing_was_installed() {
     // Nothing is wanted, but for somebody who serves.
     let (_, said) = check(&sandbox, &["--intercept", "none"]);
     assert_eq!(wrong(&said).len(), 1, "{said}");
+    // Another program uses one table of before; no other comes into use.
+    sh(&sandbox, "iptables-legacy -t mangle -N OTHER");
+    is_found(&sandbox, &[], "redirect of 169.254.169.254: missing");
+    let before = everything(&sandbox);
     let (code, said, _) = kube2irsa_rules(&sandbox, &["show"]);
     assert_eq!((code, said.as_str()), (Some(0), "no rules of kube2irsa on this node\n"));
+    assert_eq!(kube2irsa_rules(&sandbox, &["remove", "--state-dir", "/nowhere"]).0, Some(0));
+    assert_eq!(everything(&sandbox), before);
 }
 
 #[test]
