@@ -3,7 +3,7 @@
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help sandbox test test-clients clients test-apiserver test-histories test-hostile test-upgrades test-flushes test-survival lint fmt deny bench bench-scale ci
+.PHONY: help sandbox test test-clients clients test-apiserver test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-histories: ## Try index and schedule under ten million random histories eac
 
 test-upgrades: ## Let a hundred daemons follow each other under load (root; minutes)
 	KUBE2IRSA_UPGRADES=100 cargo test --locked --test upgrade no_request_fails -- --nocapture
+
+test-starts: ## Start and stop a hundred daemons in each way, and compare the node's rules (root; minutes)
+	KUBE2IRSA_STARTS=100 cargo test --locked --test starts -- --nocapture
 
 test-flushes: ## Take the rules away a hundred times in each of six ways under load, and say how long they were gone (root; minutes)
 	KUBE2IRSA_FLUSHES=100 cargo test --locked --test interception a_flush_under_load -- --nocapture --test-threads 1

@@ -33,10 +33,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// Whether we are ready.
     pub readiness: Arc<Readiness>,
-    /// Whose figures are taken when they are asked for.
-    pub directory: Arc<Directory>,
-    /// The same.
-    pub store: Arc<Store>,
+    /// Whose figures are taken when they are asked for; none where no pod is served.
+    pub pods: Option<(Arc<Directory>, Arc<Store>)>,
 }
 
 /// Serves until the process ends.
@@ -86,28 +84,32 @@ impl Admin {
     }
 
     fn missing(&self) -> Vec<String> {
-        if self.directory.synced() {
-            self.readiness.holds(Condition::Watches);
-        } else {
-            self.readiness.lacks(Condition::Watches, "pods or service accounts have not been read yet");
+        if let Some((directory, _)) = &self.pods {
+            if directory.synced() {
+                self.readiness.holds(Condition::Watches);
+            } else {
+                self.readiness.lacks(Condition::Watches, "pods or service accounts have not been read yet");
+            }
         }
         self.readiness.missing()
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        let figures = self.directory.figures();
-        let slots = self.store.figures(clock::now());
-        let gauges = [
-            (&self.metrics.pods, figures.pods),
-            (&self.metrics.disputed_addresses, figures.disputed),
-            (&self.metrics.suspended_addresses, figures.suspended),
-            (&self.metrics.pods_with_invalid_role, figures.invalid),
-            (&self.metrics.slots, slots.slots),
-            (&self.metrics.slots_failed, slots.failed),
-            (&self.metrics.slots_low, slots.low),
-        ];
-        for (gauge, figure) in gauges {
-            gauge.set(i64::try_from(figure).unwrap_or(i64::MAX));
+        if let Some((directory, store)) = &self.pods {
+            let figures = directory.figures();
+            let slots = store.figures(clock::now());
+            let gauges = [
+                (&self.metrics.pods, figures.pods),
+                (&self.metrics.disputed_addresses, figures.disputed),
+                (&self.metrics.suspended_addresses, figures.suspended),
+                (&self.metrics.pods_with_invalid_role, figures.invalid),
+                (&self.metrics.slots, slots.slots),
+                (&self.metrics.slots_failed, slots.failed),
+                (&self.metrics.slots_low, slots.low),
+            ];
+            for (gauge, figure) in gauges {
+                gauge.set(i64::try_from(figure).unwrap_or(i64::MAX));
+            }
         }
         self.metrics.ready.set(self.missing().is_empty().into());
         match self.metrics.text() {

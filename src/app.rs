@@ -27,6 +27,7 @@ use tokio::{
 };
 use tower::timeout::TimeoutLayer;
 
+pub mod removal;
 mod succession;
 
 use self::succession::Succession;
@@ -306,7 +307,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let (hand_over, handed_over) = oneshot::channel();
     // Its end is no failure: `run` is told.
     let succession = tokio::spawn(succession.run(hand_over));
-    let admin = Admin { metrics, readiness: Arc::clone(&readiness), directory, store };
+    let admin = Admin { metrics, readiness: Arc::clone(&readiness), pods: Some((directory, store)) };
     spawn(
         &mut tasks,
         "operator's listener",

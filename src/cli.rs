@@ -29,9 +29,67 @@ pub enum Command {
 /// What to do with the node's rules.
 #[derive(Debug, Subcommand)]
 pub enum RulesCommand {
+    /// Print every rule of ours that is on the node.
+    Show,
+    /// Say whether guard and redirect are whole, lead to a daemon, and have nothing in their way. Changes nothing; exit code
+    /// 1 if something is wrong.
+    #[command(args_override_self = true)]
+    Check(CheckArgs),
     /// Take out the redirect and the guard. Pods then reach the real metadata service, and the node's role!
-    Remove,
+    #[command(args_override_self = true)]
+    Remove(RemoveArgs),
 }
+
+/// The flags of `rules check`: those of `run`, with its variables of the environment.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Where the daemon listens for pods.
+    #[arg(long, value_name = "ADDR:PORT,…", default_value = LISTEN, env = "KUBE2IRSA_LISTEN")]
+    pub listen: String,
+
+    /// Where the daemon serves metrics and health.
+    #[arg(long, value_name = "ADDR:PORT", default_value = ADMIN_LISTEN, env = "KUBE2IRSA_ADMIN_LISTEN")]
+    pub admin_listen: String,
+
+    /// How the daemon redirects pods' requests.
+    #[arg(long, value_name = "auto|nft|iptables|observe|none", default_value = INTERCEPT, env = "KUBE2IRSA_INTERCEPT")]
+    pub intercept: String,
+
+    /// Addresses at which the container credentials endpoint is served.
+    #[arg(long, value_name = "ADDR,…|off", default_value = CONTAINER_ENDPOINTS, env = "KUBE2IRSA_CONTAINER_ENDPOINTS")]
+    pub container_endpoints: String,
+}
+
+/// The flags of `rules remove`: those of `run`, with its variables of the environment.
+#[derive(Args, Clone, Debug)]
+pub struct RemoveArgs {
+    /// Take over from a daemon that runs here, keep the rules out, and stay until told to stop, as what a DaemonSet runs
+    /// must. Without it a daemon that runs has to be stopped first.
+    #[arg(long)]
+    pub stay: bool,
+
+    /// With --stay: where metrics and health are served.
+    #[arg(long, value_name = "ADDR:PORT", default_value = ADMIN_LISTEN, env = "KUBE2IRSA_ADMIN_LISTEN")]
+    pub admin_listen: String,
+
+    /// The daemon's directory, whose files are taken out too.
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = "KUBE2IRSA_STATE_DIR")]
+    pub state_dir: String,
+
+    /// Form of the log lines on standard error.
+    #[arg(long, value_name = "text|json", default_value = "text", env = "KUBE2IRSA_LOG_FORMAT")]
+    pub log_format: String,
+
+    /// How much is logged.
+    #[arg(long, value_name = "error|warn|info|debug", default_value = "info", env = "KUBE2IRSA_LOG_LEVEL")]
+    pub log_level: String,
+}
+
+const LISTEN: &str = "0.0.0.0:9169,[::]:9169";
+const ADMIN_LISTEN: &str = "127.0.0.1:9170";
+const STATE_DIR: &str = "/run/kube2irsa";
+const INTERCEPT: &str = "auto";
+const CONTAINER_ENDPOINTS: &str = "169.254.170.2";
 
 /// The flags of `run`, as typed. Each can also be given as `KUBE2IRSA_…` in the environment.
 #[derive(Args, Clone, Debug, Default)]
@@ -46,11 +104,11 @@ pub struct RunArgs {
 
     /// Where pods' requests are redirected to: an address of a family, or one of each, separated by a comma. A family
     /// that the node does not have is left out.
-    #[arg(long, value_name = "ADDR:PORT,…", default_value = "0.0.0.0:9169,[::]:9169", env = "KUBE2IRSA_LISTEN")]
+    #[arg(long, value_name = "ADDR:PORT,…", default_value = LISTEN, env = "KUBE2IRSA_LISTEN")]
     pub listen: String,
 
     /// Where metrics and health are served; never reachable by pods on a loopback address.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9170", env = "KUBE2IRSA_ADMIN_LISTEN")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = ADMIN_LISTEN, env = "KUBE2IRSA_ADMIN_LISTEN")]
     pub admin_listen: String,
 
     /// AWS region whose STS is called. Absent: the one that the real metadata service names.
@@ -173,19 +231,19 @@ pub struct RunArgs {
     pub idle_timeout: String,
 
     /// Directory for the keys of session tokens and for the hand-over to the next daemon, best on tmpfs.
-    #[arg(long, value_name = "DIR", default_value = "/run/kube2irsa", env = "KUBE2IRSA_STATE_DIR")]
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,
 
     /// How pods' requests are redirected: by nftables or iptables, or by whichever works (`auto`). `observe` redirects
     /// nothing, serves nobody, and names in the log the pods that contact the metadata service and what each would get
     /// (needs the capability NET_RAW); `none` installs no rule, nor the guard.
-    #[arg(long, value_name = "auto|nft|iptables|observe|none", default_value = "auto", env = "KUBE2IRSA_INTERCEPT")]
+    #[arg(long, value_name = "auto|nft|iptables|observe|none", default_value = INTERCEPT, env = "KUBE2IRSA_INTERCEPT")]
     pub intercept: String,
 
     /// Addresses at which the container credentials endpoint is served, separated by commas (169.254.170.2,
     /// 169.254.170.23, fd00:ec2::23); `off`: none. The latter two are those of EKS Pod Identity: name them only where
     /// that is not used.
-    #[arg(long, value_name = "ADDR,…|off", default_value = "169.254.170.2", env = "KUBE2IRSA_CONTAINER_ENDPOINTS")]
+    #[arg(long, value_name = "ADDR,…|off", default_value = CONTAINER_ENDPOINTS, env = "KUBE2IRSA_CONTAINER_ENDPOINTS")]
     pub container_endpoints: String,
 
     /// Certificates (PEM) to trust for STS instead of the system's.

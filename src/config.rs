@@ -14,9 +14,13 @@ use kube::config::{Kubeconfig, NamedCluster};
 
 mod aws;
 mod limits;
+mod rules;
 
 use self::aws::Aws;
-pub use self::aws::{ComposeRoleArn, Source, StsConfig, StsLocation};
+pub use self::{
+    aws::{ComposeRoleArn, Source, StsConfig, StsLocation},
+    rules::{Removal, expected},
+};
 use crate::{
     cli::RunArgs,
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
@@ -165,40 +169,19 @@ impl Config {
             Some(name) => errors.add(format!("--node-name {name:?}: not the name of a node"), "".into()),
             None => errors.add("--node-name: is missing".to_owned(), "".into()),
         };
-        let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
         let listen = listen(&args.listen, &mut errors);
-        let admin_what = "an address and port, such as 127.0.0.1:9170";
-        let admin_listen = errors.parsed("--admin-listen", &args.admin_listen, admin_what, unspecified);
+        let admin_listen = admin_listen(&args.admin_listen, &mut errors);
         if listen.iter().any(|listen| listen.port() != 0 && listen.port() == admin_listen.port()) {
             let same = format!("--admin-listen {admin_listen}: must not share the port of --listen, which pods reach");
             errors.add(same, ());
         }
-        let intercept = match args.intercept.as_str() {
-            "auto" => Intercept::Redirect(Wanted::Auto),
-            "nft" => Intercept::Redirect(Wanted::Nft),
-            "iptables" => Intercept::Redirect(Wanted::Iptables),
-            "observe" => Intercept::Observe,
-            "none" => Intercept::None,
-            other => errors
-                .add(format!("--intercept {other:?}: must be auto, nft, iptables, observe or none"), Intercept::None),
-        };
+        let intercept = intercept(&args.intercept, &mut errors);
         if let (Intercept::Redirect(_), Some(listen)) = (intercept, listen.iter().find(|to| to.ip().is_loopback())) {
             let text = format!("--listen {listen}: pods' packets cannot be redirected to a loopback address");
             errors.add(text, ());
         }
         let container_endpoints = container_endpoints(&args.container_endpoints, &mut errors);
-        let log_format = match args.log_format.as_str() {
-            "text" => LogFormat::Text,
-            "json" => LogFormat::Json,
-            other => errors.add(format!("--log-format {other:?}: must be text or json"), LogFormat::Text),
-        };
-        let log_level = match args.log_level.as_str() {
-            "error" => LogLevel::Error,
-            "warn" => LogLevel::Warn,
-            "info" => LogLevel::Info,
-            "debug" => LogLevel::Debug,
-            other => errors.add(format!("--log-level {other:?}: must be error, warn, info or debug"), LogLevel::Info),
-        };
+        let (log_format, log_level) = log(&args.log_format, &args.log_level, &mut errors);
         let threads_what = "a number of threads from 1 to 64";
         let worker_threads = errors.parsed("--worker-threads", &args.worker_threads, threads_what, 1);
         if !(1..=MOST_THREADS).contains(&worker_threads) {
@@ -274,6 +257,35 @@ fn allowed(args: &RunArgs, imds: Option<&Uri>, errors: &mut Errors) -> Option<(U
     Some((imds?.clone(), allowed))
 }
 
+fn log(format: &str, level: &str, errors: &mut Errors) -> (LogFormat, LogLevel) {
+    let format = match format {
+        "text" => LogFormat::Text,
+        "json" => LogFormat::Json,
+        other => errors.add(format!("--log-format {other:?}: must be text or json"), LogFormat::Text),
+    };
+    let level = match level {
+        "error" => LogLevel::Error,
+        "warn" => LogLevel::Warn,
+        "info" => LogLevel::Info,
+        "debug" => LogLevel::Debug,
+        other => errors.add(format!("--log-level {other:?}: must be error, warn, info or debug"), LogLevel::Info),
+    };
+    (format, level)
+}
+
+fn intercept(text: &str, errors: &mut Errors) -> Intercept {
+    match text {
+        "auto" => Intercept::Redirect(Wanted::Auto),
+        "nft" => Intercept::Redirect(Wanted::Nft),
+        "iptables" => Intercept::Redirect(Wanted::Iptables),
+        "observe" => Intercept::Observe,
+        "none" => Intercept::None,
+        other => {
+            errors.add(format!("--intercept {other:?}: must be auto, nft, iptables, observe or none"), Intercept::None)
+        }
+    }
+}
+
 /// One address of a family, or one of each.
 fn listen(text: &str, errors: &mut Errors) -> Vec<SocketAddr> {
     let mut addresses = Vec::<SocketAddr>::new();
@@ -290,6 +302,11 @@ fn listen(text: &str, errors: &mut Errors) -> Vec<SocketAddr> {
         }
     }
     addresses
+}
+
+fn admin_listen(text: &str, errors: &mut Errors) -> SocketAddr {
+    let instead = SocketAddr::from(([0, 0, 0, 0], 0));
+    errors.parsed("--admin-listen", text, "an address and port, such as 127.0.0.1:9170", instead)
 }
 
 fn container_endpoints(text: &str, errors: &mut Errors) -> Vec<IpAddr> {

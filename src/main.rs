@@ -1,13 +1,21 @@
 //! The daemon's binary: memory, arguments, TLS provider, exit code.
 
-use std::{alloc::System, io::Write as _, process::ExitCode};
+use std::{
+    alloc::System,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::{Parser as _, error::ErrorKind};
 use kube2irsa::{
     app,
     cli::{Cli, Command, RulesCommand},
-    config::Config,
-    intercept, memory, telemetry,
+    config::{self, Config, Removal},
+    intercept::{
+        self,
+        check::{self, Expected},
+    },
+    memory, telemetry,
 };
 use tokio::{
     runtime,
@@ -37,33 +45,26 @@ fn main() -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Run(args) => match Config::new(&args) {
-            Ok(config) => run(config),
-            Err(errors) => return fail(USAGE, &errors.to_string()),
-        },
-        Command::Rules { command: RulesCommand::Remove } => remove_rules(),
+        Command::Run(args) => Config::new(&args).map(run),
+        Command::Rules { command: RulesCommand::Show } => Ok(show_rules()),
+        Command::Rules { command: RulesCommand::Check(args) } => config::expected(&args).map(|it| check_rules(&it)),
+        Command::Rules { command: RulesCommand::Remove(args) } => Removal::new(&args).map(remove_rules),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(FAILURE, &format!("{error:#}")),
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => fail(FAILURE, &format!("{error:#}")),
+        Err(errors) => fail(USAGE, &errors.to_string()),
     }
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(config: Config) -> anyhow::Result<ExitCode> {
     telemetry::start(config.log_format, config.log_level);
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
     let runtime = runtime::Builder::new_multi_thread().worker_threads(config.worker_threads).enable_all().build()?;
     let done = runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let stop = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        let mut stop = std::pin::pin!(stop);
+        let mut stop = std::pin::pin!(told_to_stop()?);
         let bound = tokio::select! {
             bound = app::build(config) => bound?,
             () = stop.as_mut() => return Ok(()),
@@ -72,20 +73,56 @@ fn run(config: Config) -> anyhow::Result<()> {
     });
     // A name that is still being resolved would hold up the end.
     runtime.shutdown_background();
-    done
+    done.map(|()| ExitCode::SUCCESS)
 }
 
-fn remove_rules() -> anyhow::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(intercept::remove_all()).map_err(|errors| {
-        let errors = errors.iter().map(|error| format!("not removed: {error}")).collect::<Vec<_>>();
-        anyhow::Error::msg(errors.join("\n"))
+fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     })
+}
+
+fn show_rules() -> anyhow::Result<ExitCode> {
+    let (rules, unread) = for_a_moment()?.block_on(intercept::show());
+    let mut out = io::stdout().lock();
+    match (rules.as_str(), unread.as_slice()) {
+        ("", []) => writeln!(out, "no rules of kube2irsa on this node")?,
+        (rules, _) => write!(out, "{rules}")?,
+    }
+    let unread = unread.iter().map(|error| format!("not looked at: {error}")).collect::<Vec<_>>();
+    if unread.is_empty() { Ok(ExitCode::SUCCESS) } else { Ok(fail(FAILURE, &unread.join("\n"))) }
+}
+
+fn check_rules(expected: &Expected) -> anyhow::Result<ExitCode> {
+    let facts = for_a_moment()?.block_on(check::Facts::read(expected.admin));
+    let findings = check::findings(expected, &facts);
+    let mut out = io::stdout().lock();
+    for finding in &findings {
+        writeln!(out, "{finding}")?;
+    }
+    Ok(if check::is_well(&findings) { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
+}
+
+fn remove_rules(removal: Removal) -> anyhow::Result<ExitCode> {
+    let runtime = for_a_moment()?;
+    if !removal.stay {
+        return runtime.block_on(app::removal::once(&removal.state_dir)).map(|()| ExitCode::SUCCESS);
+    }
+    telemetry::start(removal.log_format, removal.log_level);
+    runtime.block_on(async { app::removal::stay(removal, told_to_stop()?).await }).map(|()| ExitCode::SUCCESS)
+}
+
+fn for_a_moment() -> io::Result<runtime::Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn fail(code: u8, text: &str) -> ExitCode {
     for line in text.lines() {
-        let _ = writeln!(std::io::stderr(), "kube2irsa: {line}");
+        let _ = writeln!(io::stderr(), "kube2irsa: {line}");
     }
     ExitCode::from(code)
 }

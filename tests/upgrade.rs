@@ -143,9 +143,9 @@ fn a_next_one_that_never_serves(end: impl FnOnce(Daemon)) {
     });
     assert!(!daemon.log().contains("still in flight"), "it had nothing to wait for");
     sandbox.cloud.sts.faults().release();
-    let flushed = sandbox.node().command("iptables").args(["-t", "nat", "-F"]).status().unwrap();
+    let flushed = sandbox.node().command("nft").args(["flush", "ruleset"]).status().unwrap();
     assert!(flushed.success());
-    eventually("the rules are still cared for", || rules(&sandbox).contains("--to-destination"));
+    eventually("the rules are still cared for", || rules(&sandbox).contains("dnat ip to"));
     daemon.stop();
 }
 

@@ -73,7 +73,7 @@ impl Succession {
 }
 
 /// Where the next daemon will find our sockets, as soon as it can be had.
-async fn open(offer: &Offer, metrics: &Metrics) -> UnixListener {
+pub(super) async fn open(offer: &Offer, metrics: &Metrics) -> UnixListener {
     loop {
         match offer.open().await {
             Ok(place) => {

@@ -26,7 +26,10 @@ use crate::{
 };
 
 const FILE: &str = "session.key";
+const NEW_FILE: &str = "session.new";
 const LOCK: &str = "session.lock";
+/// What there may be of them in the state directory.
+pub const FILES: [&str; 3] = [FILE, NEW_FILE, LOCK];
 /// How often the file is read: well within the time that a new key takes to settle.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// The same while keys are in no file.
@@ -288,7 +291,7 @@ fn read(path: &Path) -> io::Result<Option<Found>> {
 
 /// Whole or not at all: a half-written key would be another key after the next restart.
 fn store(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    let temporary = path.with_file_name(NEW_FILE);
     fs::remove_file(&temporary).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),

@@ -111,10 +111,23 @@ impl Firewall for Guard {
     }
 }
 
-/// The family's routing rules, whosever they are; none where the node does not have the family.
-pub(super) async fn rules(family: Family) -> Result<Vec<RuleMessage>, FirewallError> {
+/// The family's routing rules, whosever they are; `None` where the node does not have the family.
+pub(super) async fn rules(family: Family) -> Result<Option<Vec<RuleMessage>>, FirewallError> {
     let version = if family == Family::V4 { IpVersion::V4 } else { IpVersion::V6 };
-    Ok(list(&connect()?, &version).await?.unwrap_or_default())
+    list(&connect()?, &version).await
+}
+
+/// What these rules lack of the guard of an address, in words.
+pub(super) fn lacks(rules: &[RuleMessage], address: IpAddr) -> Option<&'static str> {
+    let has = |rule| rules.iter().any(|message| is(message, rule, address));
+    match (has(Rule::Allow), has(Rule::Prohibit)) {
+        (true, true) => None,
+        (true, false) => {
+            Some("the rule is missing that refuses it to pods: they reach the real service, and the node's role")
+        }
+        (false, true) => Some("the rule is missing that lets the node itself go on: its own processes are refused"),
+        (false, false) => Some("both rules are missing: pods reach the real service, and the node's role"),
+    }
 }
 
 /// Whether any rule of ours is there, an earlier run's: then so may be the redirect, which goes first.
@@ -123,7 +136,7 @@ pub(super) async fn rules(family: Family) -> Result<Vec<RuleMessage>, FirewallEr
 /// When rules cannot be listed.
 pub async fn stands() -> Result<bool, FirewallError> {
     for family in Family::ALL {
-        if rules(family).await?.iter().any(is_ours) {
+        if rules(family).await?.unwrap_or_default().iter().any(is_ours) {
             return Ok(true);
         }
     }
@@ -185,7 +198,7 @@ async fn delete(handle: &Handle, unwanted: impl Fn(&RuleMessage) -> bool) -> Res
     Ok(())
 }
 
-fn is_ours(message: &RuleMessage) -> bool {
+pub(super) fn is_ours(message: &RuleMessage) -> bool {
     message.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
 }
 

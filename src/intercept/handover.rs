@@ -34,6 +34,8 @@ use tokio::{
 };
 
 const SOCKET: &str = "handover.sock";
+/// What daemons have in the state directory to follow one another.
+pub const FILES: [&str; 1] = [SOCKET];
 const HELLO: &str = "kube2irsa 1\n";
 const TAKE: &str = "take\n";
 const SERVING: &str = "serving\n";
@@ -112,8 +114,9 @@ impl Predecessor {
         self.say(TAKE).await;
     }
 
-    /// Tells it that it may stop.
+    /// Tells it that it may stop. Sockets of its that were not asked for end with it.
     pub async fn stop(&mut self) {
+        self.listeners.clear();
         self.say(SERVING).await;
     }
 

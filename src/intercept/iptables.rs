@@ -33,10 +33,11 @@ use super::{
 /// How long to wait for another program that holds the lock, in seconds.
 const LOCK_SECONDS: &str = "5";
 
-const NAT: &str = "nat";
-const FILTER: &str = "filter";
-const NAT_CHAIN: &str = "KUBE2IRSA";
-const INPUT_CHAIN: &str = "KUBE2IRSA-INPUT";
+pub(super) const NAT: &str = "nat";
+pub(super) const FILTER: &str = "filter";
+const MANGLE: &str = "mangle";
+pub(super) const NAT_CHAIN: &str = "KUBE2IRSA";
+pub(super) const INPUT_CHAIN: &str = "KUBE2IRSA-INPUT";
 /// What the kernel's table of addresses is named after.
 const HASH: &str = "kube2irsa";
 /// What is said where the kernel or iptables has no such match, by either variant.
@@ -61,13 +62,12 @@ impl Variant {
     /// The one that the node's other programs use, as far as can be seen.
     pub async fn of_the_node() -> Self {
         for variant in [Self::Nft, Self::Legacy] {
-            // To ask the commands of before makes the kernel load their tables.
-            if variant == Self::Legacy && !Self::has_legacy_tables(Family::V4) {
+            let commands = Commands { family: Family::V4, variant };
+            if !commands.may_ask(MANGLE) {
                 continue;
             }
-            let commands = Commands { family: Family::V4, variant };
             for chain in KUBELETS {
-                if commands.list_if_there("mangle", chain).await.is_ok_and(|chain| chain.is_some()) {
+                if commands.list_if_there(MANGLE, chain).await.is_ok_and(|chain| chain.is_some()) {
                     return variant;
                 }
             }
@@ -81,7 +81,7 @@ impl Variant {
         Self::System
     }
 
-    async fn of_command(command: &str) -> Option<Self> {
+    pub(super) async fn of_command(command: &str) -> Option<Self> {
         let said = run(command, &["--version"], "").await.ok().filter(|done| done.success)?.output;
         Some(if said.contains("nf_tables") { Self::Nft } else { Self::Legacy })
     }
@@ -94,15 +94,6 @@ impl Variant {
             Self::Nft => Some(Self::Legacy),
             Self::Legacy => Some(Self::Nft),
         }
-    }
-
-    /// Whether a program has ever asked for the tables of before.
-    fn has_legacy_tables(family: Family) -> bool {
-        let names = match family {
-            Family::V4 => "/proc/net/ip_tables_names",
-            Family::V6 => "/proc/net/ip6_tables_names",
-        };
-        std::fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
     }
 }
 
@@ -292,21 +283,19 @@ impl Iptables {
 
     async fn take_out(&self, part: &Part) -> Result<(), FirewallError> {
         let Part { table, chain, from, .. } = part;
-        if self.commands.list_if_there(table, chain).await?.is_none() {
+        // What was never used holds nothing of ours.
+        if !self.commands.may_ask(table) || self.commands.list_if_there(table, chain).await?.is_none() {
             return Ok(());
         }
         let mut script = format!("*{table}\n");
         for jump in our_jumps(&self.commands.list(table, from).await?, from, chain) {
             script += &format!("{}\n", jump.replacen("-A ", "-D ", 1));
         }
-        self.commands.restore(&format!("{script}-F {chain}\n-X {chain}\nCOMMIT\n")).await
+        self.commands.restore(&format!("{script}-F {chain}\n-X {chain}\nCOMMIT\n")).await?;
+        self.commands.take_out_if_empty(table, from).await
     }
 
     async fn remove(&self) -> Result<(), FirewallError> {
-        // What was never used holds nothing of ours, and to ask would bring it into use.
-        if self.commands.variant == Variant::Legacy && !Variant::has_legacy_tables(self.commands.family) {
-            return Ok(());
-        }
         self.take_out(&self.nat()).await?;
         self.take_out(&self.filter(true)).await
     }
@@ -352,20 +341,20 @@ impl Firewall for Iptables {
 }
 
 /// Rules of chain `from`, as `-S` prints them, that jump to our `chain`.
-fn our_jumps(listed: &str, from: &str, chain: &str) -> Vec<String> {
+pub(super) fn our_jumps(listed: &str, from: &str, chain: &str) -> Vec<String> {
     let ours = |line: &&str| line.starts_with(&format!("-A {from} ")) && line.ends_with(&format!(" -j {chain}"));
     listed.lines().filter(ours).map(str::to_owned).collect()
 }
 
 /// Whether a rule is for this very address, as another interceptor's would be. Rules for other addresses, and jumps for
 /// all, are left before ours: some CNI plugins insist on the first place, and do nothing with these packets.
-fn names(rule: &str, address: IpAddr) -> bool {
+pub(super) fn names(rule: &str, address: IpAddr) -> bool {
     let address = address.to_string();
     rule.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':').any(|word| word == address)
 }
 
 /// Rules, as `-v -S` prints them, without their counters, and the packets that all have counted.
-fn without_counts(listed: &str) -> (String, u64) {
+pub(super) fn without_counts(listed: &str) -> (String, u64) {
     let (mut rules, mut all) = (String::new(), 0);
     for line in listed.lines() {
         let mut words = line.split(' ');
@@ -386,7 +375,7 @@ fn without_counts(listed: &str) -> (String, u64) {
 }
 
 /// Whether `INPUT`, as `-S` prints it, has no rule but ours, and nothing is dropped at its end.
-fn lets_all_in(listed: &str) -> bool {
+pub(super) fn lets_all_in(listed: &str) -> bool {
     let ours = our_jumps(listed, "INPUT", INPUT_CHAIN);
     listed.lines().all(|line| line == "-P INPUT ACCEPT" || ours.iter().any(|jump| jump == line))
 }
@@ -394,7 +383,7 @@ fn lets_all_in(listed: &str) -> bool {
 // === impl Commands ===
 
 impl Commands {
-    fn name(self, suffix: &str) -> String {
+    pub(super) fn name(self, suffix: &str) -> String {
         let family = match self.family {
             Family::V4 => "iptables",
             Family::V6 => "ip6tables",
@@ -417,17 +406,38 @@ impl Commands {
 
     /// Whether there are tables of these commands in which something may be dropped.
     pub async fn have_filter(self) -> bool {
-        (self.variant != Variant::Legacy || Variant::has_legacy_tables(self.family))
-            && self.list(FILTER, "INPUT").await.is_ok()
+        self.may_ask(FILTER) && self.list(FILTER, "INPUT").await.is_ok()
     }
 
-    async fn list(self, table: &str, chain: &str) -> Result<String, FirewallError> {
+    /// Whether a table can be looked at and stays as it is: to ask the commands of before for one that no program has used
+    /// yet brings it into use.
+    pub(super) fn may_ask(self, table: &str) -> bool {
+        let names = match self.family {
+            _ if self.variant != Variant::Legacy => return true,
+            Family::V4 => "/proc/net/ip_tables_names",
+            Family::V6 => "/proc/net/ip6_tables_names",
+        };
+        std::fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == table))
+    }
+
+    /// The nft variant makes the chains that every packet passes when they get their first rule, and leaves them when they
+    /// lose their last. Empty, they do nothing; and the kernel takes out none that another program has just used.
+    async fn take_out_if_empty(self, table: &str, chain: &str) -> Result<(), FirewallError> {
+        if self.variant == Variant::Legacy || self.list(table, chain).await? != format!("-P {chain} ACCEPT\n") {
+            return Ok(());
+        }
+        let arguments = ["-w", LOCK_SECONDS, "-t", table, "-X", chain];
+        // By the name that says no variant it may be the one of before, which knows no such thing.
+        run(&self.name(""), &arguments, "").await.map(drop)
+    }
+
+    pub(super) async fn list(self, table: &str, chain: &str) -> Result<String, FirewallError> {
         let (command, arguments) = (self.name(""), ["-w", LOCK_SECONDS, "-t", table, "-S", chain]);
         run(&command, &arguments, "").await?.or_error(&command, &arguments)
     }
 
     /// With what the rules have counted.
-    async fn list_if_there(self, table: &str, chain: &str) -> Result<Option<String>, FirewallError> {
+    pub(super) async fn list_if_there(self, table: &str, chain: &str) -> Result<Option<String>, FirewallError> {
         let (command, arguments) = (self.name(""), ["-w", LOCK_SECONDS, "-v", "-t", table, "-S", chain]);
         let listed = run(&command, &arguments, "").await?;
         if says_missing(&listed) { Ok(None) } else { listed.or_error(&command, &arguments).map(Some) }

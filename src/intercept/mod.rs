@@ -5,10 +5,12 @@
 //! while the redirect is gone, or we are, a pod gets refused and never the node's role.
 
 mod announcements;
+pub mod check;
 mod command;
 pub mod guard;
 pub mod handover;
 pub mod iptables;
+mod listing;
 pub mod nft;
 pub mod obstacles;
 pub mod original;
@@ -199,10 +201,6 @@ pub fn addresses(container: &[IpAddr]) -> Arc<[IpAddr]> {
 /// any that others can reach. `None` where the node has none of the family.
 #[must_use]
 pub fn node_address(family: Family) -> Option<IpAddr> {
-    let can_be_reached = |address: &IpAddr| match address {
-        IpAddr::V4(address) => !address.is_unspecified() && !address.is_loopback() && !address.is_link_local(),
-        IpAddr::V6(address) => !address.is_unspecified() && !address.is_loopback() && !address.is_unicast_link_local(),
-    };
     // Connecting a UDP socket asks the kernel for a route and sends nothing.
     let on_the_way = || {
         let socket = std::net::UdpSocket::bind((family.unspecified(), 0)).ok()?;
@@ -210,14 +208,34 @@ pub fn node_address(family: Family) -> Option<IpAddr> {
         socket.local_addr().ok().map(|address| address.ip())
     };
     let any = || {
-        let mut addresses = nix::ifaddrs::getifaddrs().ok()?.filter_map(|link| {
-            let address = link.address?;
-            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-        });
+        let mut addresses = own_addresses().ok()?.into_iter();
         addresses.find(|address| Family::of(*address) == family && can_be_reached(address))
     };
     on_the_way().filter(can_be_reached).or_else(any)
+}
+
+fn can_be_reached(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_unspecified() && !address.is_loopback() && !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_unspecified() && !address.is_loopback() && !address.is_unicast_link_local(),
+    }
+}
+
+/// The addresses of the node's links.
+fn own_addresses() -> nix::Result<Vec<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|link| {
+        let address = link.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    });
+    Ok(addresses.collect())
+}
+
+/// Every rule of ours on the node, each group below the command that prints it; empty if there is none. The second: what
+/// could not be looked at.
+pub async fn show() -> (String, Vec<String>) {
+    let listing = listing::Listing::read().await;
+    (listing.to_string(), listing.unread().map(ToString::to_string).collect())
 }
 
 /// Takes every rule of ours out of the node, whoever put it there: what can be taken out, also if something

@@ -19,7 +19,7 @@ const NFT: &str = "nft";
 /// Our table, in the kernel's and every listing.
 pub(super) const TABLE: &str = "kube2irsa";
 /// Before what `dstnat` means (-100).
-const BEFORE_ALL_NAT: i32 = -110;
+pub(super) const BEFORE_ALL_NAT: i32 = -110;
 /// Before what `filter` means (0).
 const BEFORE_ALL_FILTERS: i32 = -10;
 
@@ -121,13 +121,19 @@ fn script(redirection: &Redirection) -> String {
 }
 
 /// Our table as it is; without what the kernel counts by address.
-async fn list() -> Result<Option<String>, FirewallError> {
+pub(super) async fn list() -> Result<Option<String>, FirewallError> {
     let arguments = ["--terse", "list", "table", "inet", TABLE];
     let listed = run(NFT, &arguments, "").await?;
     if !listed.success && listed.output.contains("No such file") {
         return Ok(None);
     }
     listed.or_error(NFT, &arguments).map(Some)
+}
+
+/// All tables as they are, without counts and what is in sets.
+pub(super) async fn list_all() -> Result<String, FirewallError> {
+    let arguments = ["--stateless", "--terse", "list", "ruleset"];
+    run(NFT, &arguments, "").await?.or_error(NFT, &arguments)
 }
 
 async fn apply(script: &str) -> Result<(), FirewallError> {

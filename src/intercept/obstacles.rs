@@ -10,7 +10,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use super::{Family, FirewallError, guard};
 
 /// The kernel's table of the node's own addresses.
-const LOCAL_TABLE: u32 = 255;
+pub(super) const LOCAL_TABLE: u32 = 255;
 const LOOPBACK: &str = "lo";
 /// A link that Cilium makes on every node.
 const CILIUM: &str = "cilium_host";
@@ -115,20 +115,25 @@ impl Arrival {
 pub(super) async fn look(arrived: bool) -> Result<Vec<Obstacle>, FirewallError> {
     let mut obstacles = Vec::new();
     for family in Family::ALL {
-        for obstacle in before_local(&guard::rules(family).await?) {
+        for obstacle in before_local(&guard::rules(family).await?.unwrap_or_default()) {
             if !obstacles.contains(&obstacle) {
                 obstacles.push(obstacle);
             }
         }
     }
-    if !arrived && nix::net::if_::if_nametoindex(CILIUM).is_ok() {
+    if !arrived && is_cilium_here() {
         obstacles.push(Obstacle::Cilium);
     }
     Ok(obstacles)
 }
 
+/// Whether Cilium has been on the node since it started.
+pub(super) fn is_cilium_here() -> bool {
+    nix::net::if_::if_nametoindex(CILIUM).is_ok()
+}
+
 /// Rules for what comes by a link that are looked at before the node's own addresses.
-fn before_local(rules: &[RuleMessage]) -> impl Iterator<Item = Obstacle> {
+pub(super) fn before_local(rules: &[RuleMessage]) -> impl Iterator<Item = Obstacle> {
     let local = rules.iter().filter(|rule| table(rule) == LOCAL_TABLE && link(rule).is_none()).map(preference).min();
     rules.iter().filter_map(move |rule| {
         let link = link(rule).filter(|link| *link != LOOPBACK)?;
@@ -139,7 +144,7 @@ fn before_local(rules: &[RuleMessage]) -> impl Iterator<Item = Obstacle> {
     })
 }
 
-fn preference(rule: &RuleMessage) -> u32 {
+pub(super) fn preference(rule: &RuleMessage) -> u32 {
     let preference = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Priority(preference) => Some(*preference),
         _ => None,
@@ -148,7 +153,7 @@ fn preference(rule: &RuleMessage) -> u32 {
     preference.unwrap_or_default()
 }
 
-fn table(rule: &RuleMessage) -> u32 {
+pub(super) fn table(rule: &RuleMessage) -> u32 {
     let table = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Table(table) => Some(*table),
         _ => None,
@@ -156,7 +161,7 @@ fn table(rule: &RuleMessage) -> u32 {
     table.unwrap_or_else(|| u32::from(rule.header.table))
 }
 
-fn link(rule: &RuleMessage) -> Option<&str> {
+pub(super) fn link(rule: &RuleMessage) -> Option<&str> {
     rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Iifname(link) => Some(link.as_str()),
         _ => None,

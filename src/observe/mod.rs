@@ -275,6 +275,10 @@ fn reason(why: Unidentified) -> &'static str {
         Unidentified::Disputed => "several pods claim this address, and none would be served there",
         Unidentified::Suspended => "the link of the pod with this address ended or changed, and it would not be served",
         Unidentified::Unbound => "no link is known to be that of the pod with this address, and it would not be served",
+        Unidentified::LinkLocal => {
+            "a way out to IPv4 of a cluster of IPv6, by which no pod can be known: it would not be served, but over IPv6 \
+             (AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6)"
+        }
         Unidentified::Nobody => "no pod of this node's has this address, and it would not be served",
     }
 }

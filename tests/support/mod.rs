@@ -12,6 +12,7 @@
 
 pub mod accounts;
 pub mod http;
+pub mod node;
 
 use std::{
     fs::{self, File},

@@ -1,0 +1,57 @@
+//! What the flags of `rules` mean.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use super::{ConfigErrors, Errors, Intercept, LogFormat, LogLevel};
+use crate::{
+    cli::{CheckArgs, RemoveArgs},
+    intercept::{self, check::Expected},
+};
+
+/// How rules are taken out.
+#[derive(Debug)]
+pub struct Removal {
+    /// Whether to stay, and keep them out.
+    pub stay: bool,
+    /// Where metrics and health are served meanwhile.
+    pub admin_listen: SocketAddr,
+    /// The daemon's directory.
+    pub state_dir: PathBuf,
+    /// Form of the log lines.
+    pub log_format: LogFormat,
+    /// How much is logged.
+    pub log_level: LogLevel,
+}
+
+impl Removal {
+    /// What the flags mean.
+    ///
+    /// # Errors
+    /// All that is wrong with them.
+    pub fn new(args: &RemoveArgs) -> Result<Self, ConfigErrors> {
+        let mut errors = Errors::default();
+        let admin_listen = super::admin_listen(&args.admin_listen, &mut errors);
+        if args.state_dir.is_empty() {
+            errors.add("--state-dir: must not be empty".to_owned(), ());
+        }
+        let (log_format, log_level) = super::log(&args.log_format, &args.log_level, &mut errors);
+        let state_dir = PathBuf::from(&args.state_dir);
+        errors.or(Self { stay: args.stay, admin_listen, state_dir, log_format, log_level })
+    }
+}
+
+/// What `rules check` expects of the node.
+///
+/// # Errors
+/// All that is wrong with the flags.
+pub fn expected(args: &CheckArgs) -> Result<Expected, ConfigErrors> {
+    let mut errors = Errors::default();
+    let wanted = match super::intercept(&args.intercept, &mut errors) {
+        Intercept::Redirect(wanted) => Some(wanted),
+        Intercept::Observe | Intercept::None => None,
+    };
+    let listen = super::listen(&args.listen, &mut errors);
+    let admin = super::admin_listen(&args.admin_listen, &mut errors);
+    let addresses = intercept::addresses(&super::container_endpoints(&args.container_endpoints, &mut errors)).to_vec();
+    errors.or(Expected { wanted, listen, addresses, admin })
+}
