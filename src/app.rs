@@ -6,40 +6,33 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use http::Uri;
-use kube::{client::ClientBuilder, config::KubeConfigOptions};
-use nix::{
-    errno::Errno,
-    sys::socket::{setsockopt, sockopt},
-};
-use secrecy::SecretString;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     sync::oneshot,
     task::{JoinError, JoinHandle, JoinSet},
 };
-use tower::timeout::TimeoutLayer;
 
+mod api;
+mod listeners;
+mod location;
 pub mod removal;
 mod succession;
 
 use self::succession::Succession;
 use crate::{
     admin::{self, Admin},
-    config::{ApiServer, ComposeRoleArn, Config, Intercept, Source, StsLocation},
+    config::{Config, Intercept},
     credentials::refresher::{Channel, Refresher},
     descriptors, drain,
     events::{self, Events},
     identity::{
-        Directory, NodeName, PodUid, Role, Roles, accounts, annotations::PlainNames, binding::Binding, links, lookup,
-        node, watch,
+        Directory, PodUid, Role, Roles, accounts, annotations::PlainNames, binding::Binding, links, lookup, node, watch,
     },
     imds::{
         container::Container,
@@ -51,15 +44,8 @@ use crate::{
         respond::Imds,
         server::{self, Accept},
         service::Services,
-        upstream::{self, UpstreamError},
     },
-    intercept::{
-        self, Family, METADATA, Redirection, Rush,
-        guard::Guard,
-        handover::{Found, Offer, Predecessor},
-        plan::Wanted,
-        reconcile::Interception,
-    },
+    intercept::{self, METADATA, handover::Offer},
     metrics::Metrics,
     observe::Observation,
     readiness::{Condition, Readiness},
@@ -71,24 +57,8 @@ use crate::{
     },
 };
 
-/// How long a daemon that ran here before and hangs may hold what we need.
-const SILENCE_PATIENCE: Duration = Duration::from_secs(60);
 /// What is in flight may take this long to end.
 const GRACE: Duration = Duration::from_secs(5);
-const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(5);
-/// Connections that wait to be accepted. All pods share them, and one that connects in a rush must not fill them: then the
-/// kernel drops whoever else comes, who tries again after a second. As many as Linux lets us have by default.
-const BACKLOG: u32 = 4096;
-/// The kernel's share of what a client has not read, of each connection.
-const SEND_BUFFER: u32 = 32 * 1024;
-/// How long what was sent may stay unacknowledged, also once the connection is closed.
-const UNACKNOWLEDGED_MILLISECONDS: u32 = 20_000;
-/// Between two questions to the metadata service.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// From a request to the head of its answer; of a list or a watch, the body comes later.
-const ANSWER_TIME_LIMIT: Duration = Duration::from_secs(10);
-/// Silence on a connection; an API server sends bookmarks on a watch about once a minute.
-const SILENCE_LIMIT: Duration = Duration::from_secs(100);
 
 /// A daemon that listens.
 #[derive(Debug)]
@@ -114,16 +84,16 @@ pub struct Bound {
 /// In one line, what cannot be had.
 pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let metrics = Arc::new(Metrics::new()?);
-    let api_server = api_server(&config.api_server).await?;
-    let own_token = own_token(&api_server);
-    let client = client(api_server.clone())?;
-    let access = Arc::new(Access::new(client.clone(), client_as(api_server, &config.node_name)?));
+    let api_server = api::configuration(&config.api_server).await?;
+    let own_token = api::own_token(&api_server);
+    let client = api::client(api_server.clone())?;
+    let access = Arc::new(Access::new(client.clone(), api::client_as(api_server, &config.node_name)?));
     let https = sts::https(config.sts.ca_bundle, config.sts.location.is_over_tls()).context("--ca-bundle")?;
-    let mut predecessor = predecessor(&config.state_dir, &config.listen).await;
+    let mut predecessor = listeners::predecessor(&config.state_dir, &config.listen).await;
     let observes = config.intercept == Intercept::Observe;
     // Where pods are only observed nobody can connect: what an earlier run's rules still redirect is refused.
-    let listeners = if observes { Vec::new() } else { listeners(&config.listen, predecessor.as_mut())? };
-    let admin_listener = bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
+    let listeners = if observes { Vec::new() } else { listeners::for_pods(&config.listen, predecessor.as_mut())? };
+    let admin_listener = listeners::bind("--admin-listen", config.admin_listen, predecessor.as_mut())?;
     if let Some(predecessor) = &mut predecessor {
         predecessor.close_other_listeners();
     }
@@ -131,7 +101,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let admin_address = admin_listener.local_addr()?;
     let interception = match config.intercept {
         Intercept::Redirect(wanted) => {
-            Some(interception(wanted, &addresses, &config.container_endpoints, &config.limits)?)
+            Some(listeners::interception(wanted, &addresses, &config.container_endpoints, &config.limits)?)
         }
         Intercept::Observe | Intercept::None => None,
     };
@@ -218,11 +188,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         move |grant: &_| directory.entitled(grant)
     };
     let refresher = {
-        let (location, limits, cluster) = (config.sts.location, config.sts.limits, config.sts.cluster_name);
+        let (place, limits, cluster) = (config.sts.location, config.sts.limits, config.sts.cluster_name);
         let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));
         async move {
             // Until then whoever asks waits, as for an exchange that takes long.
-            let (region, endpoint) = locate(location, &readiness).await;
+            let (region, endpoint) = location::of_sts(place, &readiness).await;
             let sts = Sts::new(https, region, endpoint, cluster, Arc::clone(&metrics));
             Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, events, metrics, channel).run().await;
         }
@@ -282,7 +252,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         keys.send_modify(|keys| keys.take_plain_names_for(PlainNames::NotKnownYet));
         let readiness = Arc::clone(&readiness);
         spawn(&mut tasks, "account of role names", async move {
-            let of = account(compose, &readiness).await;
+            let of = location::account(compose, &readiness).await;
             keys.send_modify(|keys| keys.take_plain_names_for(of));
             std::future::pending().await
         });
@@ -383,170 +353,6 @@ fn why_ended(ended: Result<&'static str, JoinError>) -> String {
     }
 }
 
-async fn api_server(api_server: &ApiServer) -> anyhow::Result<kube::Config> {
-    let mut config = match api_server {
-        ApiServer::InCluster => {
-            kube::Config::incluster().context("--kubeconfig: is missing, and the pod's own access cannot be used")?
-        }
-        ApiServer::Kubeconfig(kubeconfig) => {
-            let options = KubeConfigOptions::default();
-            let config = kube::Config::from_custom_kubeconfig(kubeconfig.as_ref().clone(), &options).await;
-            let mut config = config.map_err(|_| anyhow::anyhow!("--kubeconfig: the current context cannot be used"))?;
-            // That of the environment, which is for STS alone, as it is in a pod.
-            config.proxy_url = None;
-            config
-        }
-    };
-    set_limits(&mut config);
-    Ok(config)
-}
-
-fn set_limits(config: &mut kube::Config) {
-    // Retries are ours: the client's own go on for minutes, and would repeat a TokenRequest.
-    config.default_retry = false;
-    config.connect_timeout = Some(CONNECT_TIME_LIMIT);
-    config.read_timeout = Some(SILENCE_LIMIT);
-}
-
-fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
-    let builder = ClientBuilder::try_from(config)
-        .map_err(|_| anyhow::anyhow!("--kubeconfig: its keys or certificates cannot be used"))?;
-    Ok(builder.with_layer(&TimeoutLayer::new(ANSWER_TIME_LIMIT)).build())
-}
-
-/// A client whose calls are made as this node.
-fn client_as(mut config: kube::Config, node: &NodeName) -> anyhow::Result<kube::Client> {
-    config.auth_info.impersonate = Some(format!("system:node:{node}"));
-    client(config)
-}
-
-/// The token by which the API server knows us, if there is one.
-fn own_token(config: &kube::Config) -> Option<SecretString> {
-    let from_file = || {
-        let file = config.auth_info.token_file.as_ref()?;
-        std::fs::read_to_string(file).ok().map(SecretString::from)
-    };
-    config.auth_info.token.clone().or_else(from_file)
-}
-
-/// The region and endpoint of STS.
-async fn locate(location: StsLocation, readiness: &Readiness) -> (Option<String>, Option<String>) {
-    match location {
-        StsLocation::Region(region) => (Some(region), None),
-        StsLocation::Endpoint { url, region } => (region, Some(url)),
-        StsLocation::AskImds(imds) => {
-            let region = answer("--region", &imds, Condition::Region, readiness, upstream::region).await;
-            readiness.holds(Condition::Region);
-            (Some(region), None)
-        }
-    }
-}
-
-/// The account whose roles plain names mean.
-async fn account(compose: ComposeRoleArn, readiness: &Readiness) -> PlainNames {
-    let partition = match compose.partition {
-        Source::Given(partition) => partition,
-        Source::AskImds(imds) => {
-            answer("--aws-partition", &imds, Condition::Account, readiness, upstream::partition).await
-        }
-    };
-    let account = match compose.account {
-        Source::Given(account) => account,
-        Source::AskImds(imds) => answer("--aws-account", &imds, Condition::Account, readiness, upstream::account).await,
-    };
-    readiness.holds(Condition::Account);
-    PlainNames::Of { partition, account }
-}
-
-/// What the real metadata service says in place of a flag; asks until it does, and the condition does not hold then.
-async fn answer(
-    flag: &str,
-    imds: &Uri,
-    condition: Condition,
-    readiness: &Readiness,
-    ask: impl AsyncFn(&Uri) -> Result<String, UpstreamError>,
-) -> String {
-    let mut told = false;
-    readiness.lacks(condition, format!("{imds} has not been asked yet"));
-    loop {
-        match ask(imds).await {
-            Ok(answer) => {
-                tracing::info!("the metadata service says in place of {flag}: {answer}");
-                return answer;
-            }
-            Err(error) => {
-                let problem = format!("{flag} is not given, and {imds} does not name it: {error}");
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!("{problem}; it is asked again");
-                }
-                readiness.lacks(condition, problem);
-            }
-        }
-        tokio::time::sleep(ASK_AGAIN).await;
-    }
-}
-
-/// The daemon that runs here already. One that does not answer is given time to die, if it is in our way.
-async fn predecessor(state_dir: &Path, listen: &[SocketAddr]) -> Option<Predecessor> {
-    let limit = Instant::now() + SILENCE_PATIENCE;
-    loop {
-        match Predecessor::ask(state_dir).await {
-            Found::Nobody => return None,
-            Found::Predecessor(predecessor) => return Some(predecessor),
-            Found::Silent if Instant::now() > limit || listen.iter().all(is_free) => return None,
-            Found::Silent => {
-                tracing::warn!("a daemon runs here that does not answer; waiting for its end");
-                tokio::time::sleep(ASK_AGAIN).await;
-            }
-        }
-    }
-}
-
-fn bind(flag: &str, address: SocketAddr, before: Option<&mut Predecessor>) -> anyhow::Result<TcpListener> {
-    if let Some(listener) = before.and_then(|predecessor| predecessor.listener(address)) {
-        return Ok(listener);
-    }
-    let bind = || {
-        let socket = socket(address)?;
-        // What a connection inherits: answers are small, and what nobody reads must not stay in the kernel.
-        socket.set_send_buffer_size(SEND_BUFFER)?;
-        setsockopt(&socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MILLISECONDS)?;
-        // Connections of a daemon before us may still be in the kernel.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    bind().with_context(|| format!("{flag} {address}: cannot listen there"))
-}
-
-fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
-    if address.is_ipv4() {
-        return TcpSocket::new_v4();
-    }
-    let socket = TcpSocket::new_v6()?;
-    // IPv4 has a socket of its own, of which the kernel tells where a connection was meant to go.
-    setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
-    Ok(socket)
-}
-
-fn is_free(address: &SocketAddr) -> bool {
-    socket(*address).and_then(|socket| socket.bind(*address)).is_ok()
-}
-
-/// The listeners for pods: without that of IPv6 where the node has none and no address was named.
-fn listeners(addresses: &[SocketAddr], mut before: Option<&mut Predecessor>) -> anyhow::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for address in addresses {
-        let is_lacking = |error: io::Error| error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32);
-        if address.is_ipv6() && address.ip().is_unspecified() && TcpSocket::new_v6().is_err_and(is_lacking) {
-            tracing::info!("--listen {address}: this node has no IPv6");
-            continue;
-        }
-        listeners.push(bind("--listen", *address, before.as_deref_mut())?);
-    }
-    Ok(listeners)
-}
-
 /// Waits until pods are ours to serve; who is told to stop before that has nothing to bring to its end.
 async fn once_ours(
     mut owns: tokio::sync::watch::Receiver<bool>,
@@ -560,104 +366,5 @@ async fn once_ours(
     drop(drain);
     if ours {
         serving.await;
-    }
-}
-
-fn interception(
-    wanted: Wanted,
-    listening: &[SocketAddr],
-    container: &[IpAddr],
-    limits: &Limits,
-) -> anyhow::Result<Interception> {
-    // A connection takes a turn as a request does; but one pod alone must not fill the queue.
-    let rush = Rush { per_second: limits.requests_per_second, burst: limits.request_burst.min(BACKLOG * 3 / 8) };
-    let addresses = intercept::addresses(container);
-    let targets = targets(listening)?;
-    Ok(Interception {
-        guard: Guard::new(Arc::clone(&addresses)),
-        redirection: Redirection { addresses, targets, rush },
-        wanted,
-    })
-}
-
-/// Where redirected requests are sent: addresses of the node's own, which packets from pods can reach. A family in which
-/// it has none is refused by the guard.
-fn targets(listening: &[SocketAddr]) -> anyhow::Result<Vec<SocketAddr>> {
-    let mut targets = Vec::new();
-    for listening in listening {
-        let (ip, family) = (listening.ip(), Family::of(listening.ip()));
-        match Some(ip).filter(|ip| !ip.is_unspecified()).or_else(|| intercept::node_address(family)) {
-            Some(address) => targets.push(SocketAddr::new(address, listening.port())),
-            None => tracing::info!("--listen {listening}: the node has no {family} address of its own"),
-        }
-    }
-    anyhow::ensure!(!targets.is_empty(), "--listen: the node's own address cannot be found; name it instead");
-    Ok(targets)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-
-    use super::*;
-
-    /// Answers lists, and opens watches in which it says nothing.
-    async fn silent_api_server(listener: TcpListener, lists: Arc<AtomicUsize>, watches: Arc<AtomicUsize>) {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let (lists, watches) = (Arc::clone(&lists), Arc::clone(&watches));
-            tokio::spawn(async move {
-                let mut lines = BufReader::new(stream);
-                loop {
-                    let (mut head, mut line) = (String::new(), String::new());
-                    while line != "\r\n" {
-                        line.clear();
-                        if lines.read_line(&mut line).await.unwrap_or_default() == 0 {
-                            return;
-                        }
-                        head.push_str(&line);
-                    }
-                    let answer = if head.contains("watch=true") {
-                        watches.fetch_add(1, Ordering::SeqCst);
-                        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned()
-                    } else {
-                        lists.fetch_add(1, Ordering::SeqCst);
-                        let list =
-                            r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#;
-                        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{list}", list.len())
-                    };
-                    lines.get_mut().write_all(answer.as_bytes()).await.unwrap();
-                }
-            });
-        }
-    }
-
-    /// With the limit that is in force this takes longer than a test may.
-    #[tokio::test]
-    async fn a_watch_that_says_nothing_at_all_is_broken_off_and_begun_anew_by_a_list() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (lists, watches) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        tokio::spawn(silent_api_server(listener, Arc::clone(&lists), Arc::clone(&watches)));
-        let mut config = kube::Config::new(url.parse().unwrap());
-        set_limits(&mut config);
-        assert_eq!(config.read_timeout, Some(SILENCE_LIMIT));
-        config.read_timeout = Some(Duration::from_millis(200));
-
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let (directory, _) = Directory::new(Binding::Required, Default::default(), |_, _| {}, |_, _| {});
-        let pods = watch::pods(client(config).unwrap(), "node".into(), Arc::new(directory), Arc::clone(&metrics));
-        let broken = metrics.watch_errors.with_label_values(&["pods"]);
-        let seen = async {
-            while broken.get() < 1 || watches.load(Ordering::SeqCst) < 2 || lists.load(Ordering::SeqCst) < 2 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::select! {
-            () = pods => panic!("it never ends"),
-            seen = tokio::time::timeout(Duration::from_secs(20), seen) => seen.unwrap(),
-        }
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::sync::watch;
 
-use super::{bind, once_ours, predecessor, succession};
+use super::{listeners, once_ours, succession};
 use crate::{
     admin::{self, Admin},
     config::Removal,
@@ -73,10 +73,10 @@ pub async fn stay(removal: Removal, stop: impl Future<Output = ()>) -> anyhow::R
     let mut stop = std::pin::pin!(stop);
     let ports = [admin_listen];
     let mut predecessor = tokio::select! {
-        predecessor = predecessor(&state_dir, &ports) => predecessor,
+        predecessor = listeners::predecessor(&state_dir, &ports) => predecessor,
         () = stop.as_mut() => return Ok(()),
     };
-    let listener = bind("--admin-listen", admin_listen, predecessor.as_mut())?;
+    let listener = listeners::bind("--admin-listen", admin_listen, predecessor.as_mut())?;
     let offer = Offer::new(&state_dir, [&listener])?;
     let owns = watch::Sender::new(predecessor.is_none());
     let tried = watch::Sender::new(false);
