@@ -381,7 +381,8 @@ fn ask_for_the_node_role(web: &Namespace, stop: &AtomicBool) -> (u64, u64) {
 
 /// What takes our rules away, and whether the guard as well.
 const FLUSHES: [(&str, &str, bool); 6] = [
-    ("iptables -t nat -F", "iptables -t nat -F; iptables -t nat -X", false),
+    // Ours may be there again before the second.
+    ("iptables -t nat -F", "iptables -t nat -F; iptables -t nat -X || true", false),
     ("nft flush ruleset", "nft flush ruleset", false),
     (
         "delete of our chain",

@@ -59,11 +59,13 @@ pub struct Package {
     pub package: &'static str,
 }
 
-/// What [`Network`](crate::network::Network) runs.
-pub const NETWORK: [Package; 4] = [
+/// What [`Network`](crate::network::Network) and the daemon in it run.
+pub const NETWORK: [Package; 5] = [
     Package { command: "ip", package: "iproute2" },
     Package { command: "iptables-restore", package: "iptables" },
     Package { command: "ip6tables-restore", package: "iptables" },
+    // The daemon's, which goes on without it, and its tests'.
+    Package { command: "nft", package: "nftables" },
     Package { command: "setpriv", package: "util-linux" },
 ];
 
