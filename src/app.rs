@@ -62,6 +62,7 @@ use crate::{
     metrics::Metrics,
     readiness::{Condition, Readiness},
     sts::{self, Sts},
+    taint,
     token::{
         self,
         access::{Access, Decision},
@@ -238,6 +239,19 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         spawn(&mut tasks, "listener", once_ours(owns.subscribe(), watcher.clone(), serving));
     }
 
+    if config.remove_taint {
+        let (owned, synced, readiness) = (owns.subscribe(), Arc::clone(&directory), Arc::clone(&readiness));
+        let remover = taint::Remover {
+            access: Arc::clone(&access),
+            own: client.clone(),
+            node: config.node_name.clone(),
+            // While the daemon before us serves, the rules lead to that one.
+            ready: move || *owned.borrow() && synced.synced() && readiness.lacks_nothing_but(&[Condition::Watches]),
+            metrics: Arc::clone(&metrics),
+            look_again: taint::LOOK_AGAIN,
+        };
+        spawn(&mut tasks, "remover of the start-up taint", remover.run());
+    }
     let (pods, lookups) = {
         let (node, directory, metrics) = (config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
         let (also_node, also_directory, also_metrics) = (node.clone(), Arc::clone(&directory), Arc::clone(&metrics));

@@ -3,7 +3,8 @@
 //! One request: the redirect ([`intercept`]) brings it to the listener ([`imds::server`]); its source
 //! address is looked up ([`identity`]); its answer ([`imds::respond`], [`imds::container`]) is read from the cache
 //! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
-//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`] and [`events`] tell of it.
+//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`] and [`events`] tell of it, and
+//! [`taint`] lets pods come.
 
 pub mod admin;
 pub mod app;
@@ -22,5 +23,6 @@ pub mod intercept;
 pub mod metrics;
 pub mod readiness;
 pub mod sts;
+pub mod taint;
 pub mod telemetry;
 pub mod token;
