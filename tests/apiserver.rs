@@ -335,6 +335,26 @@ fn the_daemon_takes_the_start_up_taint_off_its_node_with_the_rights_of_either_mo
     }
 }
 
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn a_daemon_that_takes_another_node_for_its_own_leaves_that_nodes_taint_and_says_why() {
+    let (sandbox, api, _pod, kubeconfig) = cluster_with_a_pod();
+    let taints = json!([{"key": "kube2irsa.io/not-ready", "effect": "NoSchedule"}]);
+    api.add_node(&sandbox, OTHER_NODE);
+    api.taint_node(&sandbox, OTHER_NODE, &taints);
+    for file in ["admission-policy-direct.yaml", "rbac-direct.yaml", "startup-taint.yaml"] {
+        api.apply(&sandbox, file);
+    }
+    let daemon = Daemon::ready(&sandbox, &["--kubeconfig", &kubeconfig, "--node-name", OTHER_NODE, "--remove-taint"]);
+    let said = "kube2irsa may change only the Node that its own token is bound to";
+    eventually("it is refused, which is no conflict", || daemon.log().contains(said));
+    let failed = "kube2irsa_startup_taint_removals_total{result=\"failed\"}";
+    assert!(metric(&sandbox, failed) >= 1.0, "{}", daemon.log());
+    assert_eq!(metric(&sandbox, "kube2irsa_startup_taint_removals_total{result=\"conflict\"}"), 0.0);
+    let node = api.call(&sandbox, api.admin(), "GET", "/api/v1/nodes/node-2", &Value::Null).accepted();
+    assert_eq!(node["spec"]["taints"], taints);
+}
+
 /// The real API server with a pod on the sandbox's node, and a role whose account trusts that issuer.
 fn cluster_with_a_pod() -> (Sandbox, ApiServer, Pod, String) {
     let sandbox = sandbox();

@@ -1,7 +1,7 @@
 //! Patches of Nodes, as JSON Patch (RFC 6902): `test` of any field, and `remove` of taints.
 //!
-//! A real server takes all of that RFC, and three other forms. What is not taken here is refused with a text of our own,
-//! so that nobody takes it for served. An operation that does not fit the Node as it is refuses the whole patch.
+//! A real server takes all of that RFC, and three other forms: these are refused here as forms that nobody knows, and other
+//! operations with a text of our own. An operation that does not fit the Node as it is refuses the whole patch.
 
 use serde::Deserialize;
 use serde_json::Value;
