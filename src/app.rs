@@ -50,6 +50,7 @@ use crate::{
     observe::Observation,
     readiness::{Condition, Readiness},
     sts::{self, Sts},
+    taint,
     token::{
         self,
         access::{Access, Decision},
@@ -236,6 +237,19 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         spawn(&mut tasks, "listener", once_ours(owns.subscribe(), watcher.clone(), serving));
     }
 
+    if config.remove_taint {
+        let (owned, synced, readiness) = (owns.subscribe(), Arc::clone(&directory), Arc::clone(&readiness));
+        let remover = taint::Remover {
+            access: Arc::clone(&access),
+            own: client.clone(),
+            node: config.node_name.clone(),
+            // While the daemon before us serves, the rules lead to that one.
+            ready: move || *owned.borrow() && synced.synced() && readiness.lacks_nothing_but(&[Condition::Watches]),
+            metrics: Arc::clone(&metrics),
+            look_again: taint::LOOK_AGAIN,
+        };
+        spawn(&mut tasks, "remover of the start-up taint", remover.run());
+    }
     let (pods, lookups) = {
         let (node, directory, metrics) = (config.node_name, Arc::clone(&directory), Arc::clone(&metrics));
         let (also_node, also_directory, also_metrics) = (node.clone(), Arc::clone(&directory), Arc::clone(&metrics));

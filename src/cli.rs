@@ -182,6 +182,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|node|direct", default_value = "auto", env = "KUBE2IRSA_TOKEN_ACCESS")]
     pub token_access: String,
 
+    /// Once ready, take the taint kube2irsa.io/not-ready off this node, which keeps pods away until then. Needs the rights of
+    /// daemonset/startup-taint.yaml.
+    #[arg(long, env = "KUBE2IRSA_REMOVE_TAINT")]
+    pub remove_taint: bool,
+
     /// How namespaces limit the roles of their pods (annotation kube2irsa.io/permitted-roles): one without it
     /// permits all (`annotated`) or none (`required`).
     #[arg(

@@ -54,6 +54,8 @@ pub struct Config {
     pub namespace_policy: NamespacePolicy,
     /// With which power tokens are asked for.
     pub token_access: TokenAccess,
+    /// Whether the start-up taint is taken off the node.
+    pub remove_taint: bool,
     /// What pods are told of the node.
     pub facts: Given,
     /// What else pods may read of the real metadata service, and where that is.
@@ -226,6 +228,7 @@ impl Config {
             compose_role_arn,
             namespace_policy,
             token_access,
+            remove_taint: args.remove_taint,
             facts,
             allowed,
             require_imdsv2: args.require_imdsv2,

@@ -165,6 +165,8 @@ pub struct Metrics {
     pub lookups: IntCounterVec,
     /// Events on pods, by what became of them.
     pub events: IntCounterVec,
+    /// Removals of the start-up taint, by what became of them.
+    pub startup_taint_removals: IntCounterVec,
     /// Watches that broke, by resource.
     pub watch_errors: IntCounterVec,
     /// Events of watches that were older than what was heard before, by resource.
@@ -353,6 +355,11 @@ impl Metrics {
                 &["result"],
             )?,
             events: counters("events_total", "Events on pods, by result: written, failed or dropped.", &["result"])?,
+            startup_taint_removals: counters(
+                "startup_taint_removals_total",
+                "Removals of the taint kube2irsa.io/not-ready, by result: removed, conflict, forbidden or failed.",
+                &["result"],
+            )?,
             watch_errors: counters("watch_errors_total", "Watches that broke, by resource.", &["resource"])?,
             stale_events: counters(
                 "stale_events_total",

@@ -186,6 +186,175 @@ fn in_direct_mode_each_clause_of_the_policy_refuses_what_it_alone_should() {
     eventually("direct mode's rights are gone", || cluster.token(cluster.ourselves(), "web", &good).0 == 403);
 }
 
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn of_nodes_the_daemon_may_change_nothing_but_take_the_start_up_taint_off_its_own() {
+    let cluster = cluster();
+    let (api, sandbox) = (&cluster.api, &cluster.sandbox);
+    let unbound = cluster.own_unbound_token();
+    let by_unbound = Caller { token: &unbound, impersonates: None };
+    let path = |node: &str| format!("/api/v1/nodes/{node}");
+    let patch = |caller: Caller<'_>, path: &str, patch: &Value| api.call(sandbox, caller, "PATCH", path, patch);
+    let taint = |key: &str| json!({"key": key, "value": "x", "effect": "NoSchedule"});
+    let ours = |effect: &str| json!({"key": "kube2irsa.io/not-ready", "effect": effect});
+    let before = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"labels": {"l": "1"}, "annotations": {"a": "1"}},
+        "spec": {"unschedulable": true, "taints": [taint("a"), ours("NoSchedule"), taint("b"), ours("NoExecute")]},
+    });
+    for node in [NODE, OTHER_NODE] {
+        // From an apply on the API server records who wrote what.
+        api.apply_as(sandbox, api.admin(), &path(node), &before).accepted();
+    }
+    // As large as a node's status gets.
+    let image = |number: usize| json!({"names": [format!("{}{number}@sha256", "n".repeat(100)), format!("{}{number}:1", "n".repeat(100))], "sizeBytes": number});
+    let images = json!({"status": {"images": (0..50).map(image).collect::<Vec<_>>()}});
+    patch(api.admin(), &format!("{}/status", path(NODE)), &images).accepted();
+    let removed = |node: &str, also: Value| {
+        let mut patch = json!({"spec": {"taints": [taint("a"), taint("b")]}});
+        for (part, fields) in also.as_object().unwrap() {
+            for (field, value) in fields.as_object().unwrap() {
+                patch[part][field] = value.clone();
+            }
+        }
+        (node.to_owned(), patch)
+    };
+    let with_taints = |taints: Value| removed(NODE, json!({"spec": {"taints": taints}}));
+    let of_own = "kube2irsa may change only the Node that its own token is bound to";
+    let of_taints = "kube2irsa may only remove the taint kube2irsa.io/not-ready, and leave all others as they are";
+    let of_spec = "kube2irsa may change nothing of a Node's spec but its taints";
+    let of_metadata = "kube2irsa may change nothing of a Node's metadata";
+    let owner = json!([{"apiVersion": "v1", "kind": "Pod", "name": "web-0", "uid": cluster.here}]);
+    let mut changed = taint("a");
+    changed["value"] = json!("y");
+    let cases = [
+        (removed(OTHER_NODE, json!({})), of_own),
+        (with_taints(json!([taint("a")])), of_taints),
+        (with_taints(json!([])), of_taints),
+        (with_taints(Value::Null), of_taints),
+        (with_taints(json!([taint("a"), ours("NoSchedule"), ours("NoExecute")])), of_taints),
+        (with_taints(json!([taint("a"), taint("b"), taint("c")])), of_taints),
+        (with_taints(json!([taint("a"), taint("b"), ours("PreferNoSchedule")])), of_taints),
+        (with_taints(json!([changed, taint("b")])), of_taints),
+        (with_taints(json!([taint("b"), taint("a")])), of_taints),
+        (removed(NODE, json!({"spec": {"unschedulable": false}})), of_spec),
+        (removed(NODE, json!({"spec": {"unschedulable": null}})), of_spec),
+        (removed(NODE, json!({"spec": {"providerID": "aws:///a/i-1"}})), of_spec),
+        (removed(NODE, json!({"spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]}})), of_spec),
+        (removed(NODE, json!({"metadata": {"labels": {"m": "1"}}})), of_metadata),
+        (removed(NODE, json!({"metadata": {"labels": {"l": "2"}}})), of_metadata),
+        (removed(NODE, json!({"metadata": {"labels": null}})), of_metadata),
+        (removed(NODE, json!({"metadata": {"annotations": {"b": "1"}}})), of_metadata),
+        (removed(NODE, json!({"metadata": {"annotations": {"a": null}}})), of_metadata),
+        (removed(NODE, json!({"metadata": {"finalizers": ["example.com/f"]}})), of_metadata),
+        (removed(NODE, json!({"metadata": {"ownerReferences": owner}})), of_metadata),
+    ];
+    let good = removed(NODE, json!({})).1;
+    let dry = |node: &str| format!("{}?dryRun=All", path(node));
+
+    // Without the policy all of it is taken: nothing else refuses.
+    let binding = json!({
+        "metadata": {"name": "for-a-while"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "for-a-while"},
+        "subjects": [{"kind": "ServiceAccount", "name": DAEMON, "namespace": DAEMON}],
+    });
+    let role = json!({
+        "metadata": {"name": "for-a-while"},
+        "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}],
+    });
+    api.create(sandbox, "/apis/rbac.authorization.k8s.io/v1/clusterroles", &role);
+    api.create(sandbox, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding);
+    eventually("the rights are there", || patch(cluster.ourselves(), &dry(NODE), &good).0 == 200);
+    for ((node, change), _) in &cases {
+        patch(cluster.ourselves(), &dry(node), change).accepted();
+    }
+    patch(by_unbound, &dry(NODE), &good).accepted();
+    let delete = |path: &str| api.call(sandbox, api.admin(), "DELETE", path, &Value::Null).accepted();
+    delete("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/for-a-while");
+    eventually("the rights are gone", || patch(cluster.ourselves(), &dry(NODE), &good).0 == 403);
+
+    api.apply(sandbox, "startup-taint.yaml");
+    let (node, change) = &cases[0].0;
+    eventually("policy and rights are in force", || patch(cluster.ourselves(), &dry(node), change).0 == 422);
+    for ((node, change), message) in &cases {
+        patch(cluster.ourselves(), &path(node), change).refuses(422, message);
+    }
+    patch(by_unbound, &path(NODE), &good).refuses(422, of_own);
+    // What the right does not reach.
+    assert_eq!(patch(cluster.ourselves(), &format!("{}/status", path(NODE)), &images).0, 403);
+    assert_eq!(patch(cluster.as_node(), &path(NODE), &good).0, 403);
+    let whole = cluster.get(api.admin(), &path(NODE)).accepted();
+    for method in ["PUT", "DELETE"] {
+        assert_eq!(api.call(sandbox, cluster.ourselves(), method, &path(NODE), &whole).0, 403, "{method}");
+    }
+    let new = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-3"}});
+    assert_eq!(api.apply_as(sandbox, cluster.ourselves(), &path("node-3"), &new).0, 403, "created by a patch");
+    assert!(cluster.get(api.admin(), &path(NODE)).accepted() == whole, "nothing has changed");
+    // A status beside it is not written, whoever sends it.
+    let also_status = removed(NODE, json!({"status": {"images": []}})).1;
+    let by_us = format!("{}?fieldManager=kube2irsa", path(NODE));
+    let after = patch(cluster.ourselves(), &by_us, &also_status).accepted();
+    let mut expected = whole;
+    expected["spec"]["taints"] = json!([taint("a"), taint("b")]);
+    for field in ["resourceVersion", "managedFields"] {
+        expected["metadata"][field] = after["metadata"][field].clone();
+    }
+    assert!(after == expected, "{after} {expected}");
+    let writers = after["metadata"]["managedFields"].to_string();
+    assert!(writers.contains(r#""manager":"kube2irsa""#), "who wrote what is recorded: {writers}");
+    // Where there is no taint of ours, and none at all.
+    patch(cluster.ourselves(), &dry(NODE), &good).accepted();
+    patch(api.admin(), &path(NODE), &json!({"spec": {"taints": [ours("NoSchedule")]}})).accepted();
+    patch(cluster.ourselves(), &path(NODE), &json!({"spec": {"taints": null}})).accepted();
+    // Nobody else is hindered.
+    patch(api.admin(), &path(NODE), &before).accepted();
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn the_daemon_takes_the_start_up_taint_off_its_node_with_the_rights_of_either_mode() {
+    for rights in [&["rbac-node.yaml"][..], &["admission-policy-direct.yaml", "rbac-direct.yaml"]] {
+        let (sandbox, api, pod, kubeconfig) = cluster_with_a_pod();
+        let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
+        api.taint_node(&sandbox, NODE, &json!([taint("kube2irsa.io/not-ready"), taint("a")]));
+        for file in rights {
+            api.apply(&sandbox, file);
+        }
+        let daemon = Daemon::ready(&sandbox, &["--kubeconfig", &kubeconfig, "--remove-taint"]);
+        eventually("it is said what to apply", || daemon.log().contains("apply daemonset/startup-taint.yaml"));
+        assert_gets_its_role(&sandbox, &pod, &daemon);
+        api.apply(&sandbox, "startup-taint.yaml");
+        let taints = || {
+            api.call(&sandbox, api.admin(), "GET", "/api/v1/nodes/node-1", &Value::Null).accepted()["spec"]["taints"]
+                .clone()
+        };
+        eventually("it is removed", || taints() == json!([taint("a")]));
+        let removed = "kube2irsa_startup_taint_removals_total{result=\"removed\"}";
+        eventually("it is counted", || metric(&sandbox, removed) == 1.0);
+    }
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn a_daemon_that_takes_another_node_for_its_own_leaves_that_nodes_taint_and_says_why() {
+    let (sandbox, api, _pod, kubeconfig) = cluster_with_a_pod();
+    let taints = json!([{"key": "kube2irsa.io/not-ready", "effect": "NoSchedule"}]);
+    api.add_node(&sandbox, OTHER_NODE);
+    api.taint_node(&sandbox, OTHER_NODE, &taints);
+    for file in ["admission-policy-direct.yaml", "rbac-direct.yaml", "startup-taint.yaml"] {
+        api.apply(&sandbox, file);
+    }
+    let daemon = Daemon::ready(&sandbox, &["--kubeconfig", &kubeconfig, "--node-name", OTHER_NODE, "--remove-taint"]);
+    let said = "kube2irsa may change only the Node that its own token is bound to";
+    eventually("it is refused, which is no conflict", || daemon.log().contains(said));
+    let failed = "kube2irsa_startup_taint_removals_total{result=\"failed\"}";
+    assert!(metric(&sandbox, failed) >= 1.0, "{}", daemon.log());
+    assert_eq!(metric(&sandbox, "kube2irsa_startup_taint_removals_total{result=\"conflict\"}"), 0.0);
+    let node = api.call(&sandbox, api.admin(), "GET", "/api/v1/nodes/node-2", &Value::Null).accepted();
+    assert_eq!(node["spec"]["taints"], taints);
+}
+
 /// The real API server with a pod on the sandbox's node, and a role whose account trusts that issuer.
 fn cluster_with_a_pod() -> (Sandbox, ApiServer, Pod, String) {
     let sandbox = sandbox();

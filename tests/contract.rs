@@ -531,3 +531,53 @@ fn events_are_for_who_may_write_them() {
         }
     });
 }
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn taints_are_removed_where_they_are_still_what_the_patch_says_and_not_otherwise() {
+    on_both(|server| {
+        let path = "/api/v1/nodes/node-1";
+        let taints = json!([
+            {"key": "a", "effect": "NoSchedule"},
+            {"key": "kube2irsa.io/not-ready", "effect": "NoSchedule"},
+            {"key": "b", "value": "c", "effect": "NoExecute"},
+        ]);
+        let test = |at: &str, value: Value| json!({"op": "test", "path": at, "value": value});
+        let remove = |place: &str| json!({"op": "remove", "path": format!("/spec/taints/{place}")});
+        let ours = || test("/spec/taints/1/key", json!("kube2irsa.io/not-ready"));
+        let admin = server.api.admin().token.to_owned();
+        let admin = Caller { token: &admin, impersonates: None };
+        for patch in [
+            json!([ours(), remove("1")]),
+            json!([remove("2"), ours(), remove("1"), remove("0")]),
+            json!([test("/spec/taints/0/key", json!("kube2irsa.io/not-ready")), remove("0")]),
+            json!([remove("0"), ours(), remove("1")]),
+            json!([test("/spec/taints/3/key", json!("kube2irsa.io/not-ready")), remove("3")]),
+            json!([test("/spec/taints/1", taints[1].clone()), remove("1")]),
+            json!([test("/spec/taints/1", json!({"key": "kube2irsa.io/not-ready"})), remove("1")]),
+            json!([test("/spec/nowhere/1/key", json!("x"))]),
+            json!([remove("3")]),
+            json!([remove("x")]),
+            json!([ours()]),
+            json!([]),
+            json!({}),
+            json!("x"),
+        ] {
+            server.api.taint_node(server.sandbox, NODE, &taints);
+            let answer = server.api.json_patch(server.sandbox, admin, path, &patch);
+            server.note(&patch.to_string(), &answer);
+            let left = server.get(path).accepted()["spec"]["taints"].to_string();
+            server.transcript.push(format!("{patch} leaves {left}"));
+        }
+        let good = json!([ours(), remove("1")]);
+        let nobody = server.api.json_patch(server.sandbox, admin, "/api/v1/nodes/nope", &good);
+        server.note("nope", &nobody);
+        let body = Body::from(good.to_string().into_bytes());
+        let request = Request::patch(path).header("content-type", "text/plain").body(body).unwrap();
+        let answer = server.api.answer(server.sandbox, admin, request);
+        server.note("a patch of another type", &answer);
+        let token = server.daemon_token.clone();
+        let answer = server.api.json_patch(server.sandbox, Caller { token: &token, impersonates: None }, path, &good);
+        server.note("without the right", &answer);
+    });
+}

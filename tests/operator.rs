@@ -94,6 +94,7 @@ fn all_that_is_wrong_with_the_flags_is_said_at_once_with_exit_64() {
         let variable = format!("KUBE2IRSA_{}", flag.to_uppercase().replace('-', "_"));
         assert!(help.contains(&format!("--{flag} ")) && help.contains(&variable), "{flag}: {help}");
     }
+    assert!(help.contains("--remove-taint") && help.contains("KUBE2IRSA_REMOVE_TAINT"), "{help}");
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn what_a_node_needs_is_little() {
     assert_eq!(config.listen.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0:9169", "[::]:9169"]);
     assert_eq!(config.intercept, Intercept::Redirect(Wanted::Auto));
     assert!(config.admin_listen.ip().is_loopback());
+    assert!(!config.remove_taint, "it needs a right that nothing else does");
     assert_eq!(config.container_endpoints, [CONTAINER], "the addresses of EKS Pod Identity are that agent's");
     assert!(!format!("{config:?}").contains("very-secret"));
 }

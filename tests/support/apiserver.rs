@@ -280,6 +280,12 @@ impl ApiServer {
         }
     }
 
+    /// Applies an object, as `kubectl apply --server-side` does.
+    pub fn apply_as(&self, sandbox: &Sandbox, caller: Caller<'_>, path: &str, object: &Value) -> Answer {
+        let path = format!("{path}?fieldManager=test&force=true");
+        self.send(sandbox, caller, "PATCH", &path, "application/apply-patch+yaml", object.to_string())
+    }
+
     /// A namespace with these service accounts.
     pub fn add_namespace(&self, sandbox: &Sandbox, namespace: &str, accounts: &[(&str, Value)]) {
         if let Kind::Sandbox(kubernetes) = &self.kind {
@@ -368,6 +374,22 @@ impl ApiServer {
             return kubernetes.create_node(name);
         }
         self.create(sandbox, "/api/v1/nodes", &json!({"metadata": {"name": name}}));
+    }
+
+    /// Gives a node these taints instead of those that it has.
+    pub fn taint_node(&self, sandbox: &Sandbox, name: &str, taints: &Value) {
+        match &self.kind {
+            Kind::Sandbox(kubernetes) => kubernetes.taint_node(name, taints),
+            Kind::Real(_) => {
+                let patch = json!({"spec": {"taints": taints}});
+                self.call(sandbox, self.admin(), "PATCH", &format!("/api/v1/nodes/{name}"), &patch).accepted();
+            }
+        }
+    }
+
+    /// A JSON Patch.
+    pub fn json_patch(&self, sandbox: &Sandbox, caller: Caller<'_>, path: &str, patch: &Value) -> Answer {
+        self.send(sandbox, caller, "PATCH", path, "application/json-patch+json", patch.to_string())
     }
 
     /// The daemon's account and its pod on [`NODE`]; the token that its kubelet would mount.

@@ -80,6 +80,22 @@ impl Kubernetes {
         });
     }
 
+    /// Gives a node these taints, of `spec.taints`'s form, instead of those that it has.
+    pub fn taint_node(&self, name: &str, taints: &Value) {
+        self.inner.store.write(&Key::new(Resource::Nodes, "", name), |node| {
+            let mut node = node?.clone();
+            node["spec"]["taints"] = taints.clone();
+            Some(node)
+        });
+    }
+
+    /// A node's taints; null, if it has none.
+    #[must_use]
+    pub fn node_taints(&self, name: &str) -> Value {
+        let node = self.inner.store.get(&Key::new(Resource::Nodes, "", name));
+        node.and_then(|node| node.pointer("/spec/taints").cloned()).unwrap_or_default()
+    }
+
     /// Creates a pod, pending; its UID. Namespace and node are created if they are not there. A pod of
     /// the same name is deleted first, as whatever makes pods of fixed names would do.
     pub fn create_pod(&self, pod: NewPod) -> String {

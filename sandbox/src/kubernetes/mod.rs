@@ -3,7 +3,7 @@
 //! It owns namespaces, nodes, pods, service accounts and Events, their versions and their history, and answers
 //! get, list, watch and TokenRequest. Statuses, reasons and texts are a real server's. State changes only
 //! by this type's methods, in the names of kubelet, controllers and kubectl: of what a real server would also
-//! let a client write, Events alone are taken here, and all else is refused with 405. It speaks JSON over HTTP/1.1, with bearer tokens.
+//! let a client write, Events are taken here, and patches that remove taints of Nodes; all else is refused with 405. It speaks JSON over HTTP/1.1, with bearer tokens.
 //!
 //! Service accounts may do nothing but what [`Kubernetes::grant`] gives them, and get 403 otherwise. Nodes
 //! are impersonated as constrained impersonation has it, and may do what nodes may; nobody else is.
@@ -20,6 +20,7 @@ mod list;
 mod node;
 mod objects;
 mod options;
+mod patch;
 mod request;
 mod resource;
 mod selector;

@@ -12,6 +12,7 @@ use super::{
     auth::User,
     event, impersonation, list,
     options::{ListOptions, Query, parse_version},
+    patch,
     request::RequestInfo,
     resource::Resource,
     status::{FieldError, Status, json_response, typed_response},
@@ -119,7 +120,7 @@ impl Kubernetes {
             (Endpoint::Collection(_) | Endpoint::Object(..), &Method::GET) => false,
             (Endpoint::Token(_), &Method::POST) => true,
             (Endpoint::Collection(Resource::Events), &Method::POST) if info.in_namespace => true,
-            (Endpoint::Object(Resource::Events, _), &Method::PATCH) => true,
+            (Endpoint::Object(Resource::Events | Resource::Nodes, _), &Method::PATCH) => true,
             _ => return Err(Status::method_not_allowed()),
         };
         let form = Form::negotiate(request.headers(), matches!(endpoint, Endpoint::Collection(_)))?;
@@ -136,6 +137,13 @@ impl Kubernetes {
                 let patch = body(request).await?;
                 let event = event::patch(&self.inner.store, &info.namespace, &name, &patch)?;
                 Ok(json_response(StatusCode::OK, &form.object(Resource::Events, &event)?))
+            }
+            Endpoint::Object(Resource::Nodes, name) if write => {
+                if !has_type(request.headers(), "application/json-patch+json") {
+                    return Err(Status::unsupported_patch());
+                }
+                let node = patch::node(&self.inner.store, &name, &body(request).await?)?;
+                Ok(json_response(StatusCode::OK, &form.object(Resource::Nodes, &node)?))
             }
             Endpoint::Collection(resource) => {
                 let namespace = if info.in_namespace { info.namespace.as_str() } else { "" };

@@ -109,6 +109,12 @@ impl Status {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message, Some(json!({})))
     }
 
+    /// A patch of a good form that cannot be made on the object as it is.
+    pub(super) fn patch_does_not_apply() -> Self {
+        let message = "the server rejected our request due to an error in our request";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message, Some(json!({})))
+    }
+
     pub(super) fn conflict(group: &str, kind: &str, name: &str, why: &str) -> Self {
         let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, kind));
         Self::new(StatusCode::CONFLICT, "Conflict", message, Some(details(group, kind, name)))

@@ -9,6 +9,7 @@ mod clients;
 mod events;
 mod faults;
 mod lists;
+mod nodes;
 mod support;
 mod tokens;
 mod watches;
