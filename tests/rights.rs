@@ -114,12 +114,15 @@ fn the_legacy_variant_of_iptables_needs_net_raw_too() {
         symlink(binary.iter().find(|binary| fs::exists(binary).unwrap()).unwrap(), legacy.join(name)).unwrap();
     }
     let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", legacy.display());
-    let with = |capabilities| Daemon::of(&sandbox, confined(&sandbox, capabilities).env("PATH", &path));
+    let with = |capabilities| {
+        let command = confined(&sandbox, capabilities).args(["--intercept", "iptables"]);
+        Daemon::of(&sandbox, command.env("PATH", &path))
+    };
 
     let daemon = with(NET_ADMIN);
     eventually("it says so", || {
         let lacks = support::admin_if_up(&sandbox, "/readyz").unwrap_or_default();
-        lacks.contains("rules: redirect: iptables") && lacks.contains("Permission denied")
+        lacks.contains("rules: iptables does not work here") && lacks.contains("Permission denied")
     });
     assert!(connect(&web).is_err(), "the guard stands");
     daemon.kill();

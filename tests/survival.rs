@@ -111,7 +111,7 @@ fn never_the_nodes(sandbox: &Sandbox, web: &Pod, old: Connection, trouble: impl 
 }
 
 fn flush_redirect(sandbox: &Sandbox) {
-    let flushed = sandbox.node().command("iptables").args(["-t", "nat", "-F", "PREROUTING"]).status();
+    let flushed = sandbox.node().command("nft").args(["delete", "table", "inet", "kube2irsa"]).status();
     assert!(flushed.unwrap().success());
 }
 

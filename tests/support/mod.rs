@@ -239,7 +239,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// All that is in force on the node: rules of routing, of iptables and of nftables.
 pub fn rules(sandbox: &Sandbox) -> String {
-    let script = "ip rule; ip -6 rule; iptables-save | grep -v '^[#:]'; ip6tables-save | grep -v '^[#:]'; \
+    let script = "ip rule | sort; ip -6 rule | sort; iptables-save | grep -v '^[#:]'; ip6tables-save | grep -v '^[#:]'; \
         nft --stateless --terse list table inet kube2irsa 2>/dev/null; true";
     let output = sandbox.node().command("sh").args(["-c", script]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
