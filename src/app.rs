@@ -24,7 +24,7 @@ mod location;
 pub mod removal;
 mod succession;
 
-use self::succession::Succession;
+use self::succession::{Succession, Turn};
 use crate::{
     admin::{self, Admin},
     config::{Config, Intercept},
@@ -75,7 +75,7 @@ pub struct Bound {
     #[expect(dead_code, reason = "held until it is dropped")]
     owns: Arc<tokio::sync::watch::Sender<bool>>,
     succession: JoinHandle<()>,
-    handed_over: oneshot::Receiver<()>,
+    turn: oneshot::Receiver<Turn>,
 }
 
 /// Binds and starts all tasks, that which puts the rules in place first. What can fail for want of an operator
@@ -288,9 +288,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         readiness: Arc::clone(&readiness),
         metrics: Arc::clone(&metrics),
     };
-    let (hand_over, handed_over) = oneshot::channel();
+    let (turns, turn) = oneshot::channel();
     // Its end is no failure: `run` is told.
-    let succession = tokio::spawn(succession.run(hand_over));
+    let succession = tokio::spawn(succession.run(turns));
     let admin = Admin { metrics, readiness: Arc::clone(&readiness), pods: Some((directory, store)) };
     spawn(
         &mut tasks,
@@ -299,7 +299,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     );
 
     tracing::info!(?addresses, %admin_address, "listening");
-    Ok(Bound { addresses, admin_address, readiness, tasks, drain, owns, succession, handed_over })
+    Ok(Bound { addresses, admin_address, readiness, tasks, drain, owns, succession, turn })
 }
 
 impl Bound {
@@ -311,7 +311,12 @@ impl Bound {
         let mut stop = std::pin::pin!(stop);
         let handed_over = tokio::select! {
             () = stop.as_mut() => false,
-            Ok(()) = &mut self.handed_over => true,
+            Ok(turn) = &mut self.turn => match turn {
+                Turn::Over => true,
+                Turn::Missed => anyhow::bail!(
+                    "the daemon that ran here waited no longer for this one to put its rules in place, and goes on"
+                ),
+            },
             Some(ended) = self.tasks.join_next() => anyhow::bail!("{}", why_ended(ended)),
         };
         self.readiness.lacks(Condition::Running, "stopping");

@@ -9,7 +9,10 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,7 +27,7 @@ use crate::{
     imds::key,
     intercept::{
         self,
-        handover::{self, Offer, Predecessor, RulesLock, Successor},
+        handover::{self, End, Offer, Predecessor, RulesLock, Successor},
     },
     metrics::Metrics,
     readiness::{Condition, Readiness},
@@ -54,6 +57,10 @@ pub async fn once(state_dir: &Path) -> anyhow::Result<()> {
         let problems = problems.iter().map(|problem| format!("not removed: {problem}")).collect::<Vec<_>>();
         anyhow::bail!("{}", problems.join("\n"));
     }
+    // One that redirects nothing (`--intercept observe`, `none`) writes no rules, and needs its files.
+    if handover::is_offered(state_dir).await {
+        return Ok(());
+    }
     forget(state_dir).with_context(|| format!("not removed: --state-dir {}", state_dir.display()))?;
     drop(lock);
     Ok(())
@@ -80,18 +87,20 @@ pub async fn stay(removal: Removal, stop: impl Future<Output = ()>) -> anyhow::R
     let offer = Offer::new(&state_dir, [&listener])?;
     let owns = watch::Sender::new(predecessor.is_none());
     let tried = watch::Sender::new(false);
+    // No daemon is here whose files those in the state directory are.
+    let alone = AtomicBool::new(predecessor.is_none());
     let admin = Arc::new(Admin { metrics: Arc::clone(&metrics), readiness: Arc::clone(&readiness), pods: None });
     let (_drain, watcher) = drain::channel();
 
     let successor = tokio::select! {
         () = stop.as_mut() => None,
-        successor = succeed(predecessor, offer, &owns, &tried, &metrics) => Some(successor),
+        successor = succeed(predecessor, &offer, &owns, &tried, &alone, &metrics) => Some(successor?),
         () = keep_out(&state_dir, owns.subscribe(), &tried, &readiness, &metrics) => None,
         () = once_ours(owns.subscribe(), watcher, admin::serve(listener, admin)) => None,
     };
     let Some(successor) = successor else {
-        // What belongs to a daemon that goes on stays.
-        if *owns.borrow() {
+        // What belongs to a daemon that goes on, or is about to, stays.
+        if *owns.borrow() && alone.load(Ordering::Relaxed) && !offer.is_asked() {
             forget(&state_dir).with_context(|| format!("--state-dir {}", state_dir.display()))?;
         }
         return Ok(());
@@ -106,25 +115,35 @@ pub async fn stay(removal: Removal, stop: impl Future<Output = ()>) -> anyhow::R
 /// Takes over from the daemon before, and hands over to the next.
 async fn succeed(
     predecessor: Option<Predecessor>,
-    offer: Offer,
+    offer: &Offer,
     owns: &watch::Sender<bool>,
     tried: &watch::Sender<bool>,
+    alone: &AtomicBool,
     metrics: &Metrics,
-) -> Successor {
+) -> anyhow::Result<Successor> {
     // As long as the connection is open, the one before knows that somebody is here.
-    let mut _before = None;
+    let (mut _before, mut place) = (None, None);
     if let Some(mut predecessor) = predecessor {
         tracing::info!("a daemon is running here; it is taken over from");
         predecessor.take().await;
         owns.send_replace(true);
         // What could not be taken out refuses pods: no reason to go on serving them.
-        let _ = tried.subscribe().wait_for(|tried| *tried).await;
+        let mut tries = tried.subscribe();
+        let end = tokio::select! {
+            _ = tries.wait_for(|tried| *tried) => None,
+            end = predecessor.ended() => Some(end),
+        };
+        anyhow::ensure!(
+            end != Some(End::WentOn),
+            "the daemon that ran here waited no longer for this one, and goes on"
+        );
+        place = offer.take_place().ok();
         predecessor.stop().await;
         _before = Some(predecessor);
+        alone.store(true, Ordering::Relaxed);
         tracing::info!("took over from the daemon that ran here");
     }
-    let place = succession::open(&offer, metrics).await;
-    offer.make(place, owns).await
+    Ok(succession::make(offer, place, owns, metrics).await)
 }
 
 /// Keeps the rules out while they are ours; never ends.
@@ -140,7 +159,7 @@ async fn keep_out(
             return std::future::pending().await;
         }
         // No lock is no reason to leave them.
-        let lock = RulesLock::acquire(state_dir).await.inspect_err(|error| {
+        let lock = succession::lock(state_dir).await.inspect_err(|error| {
             tracing::warn!(%error, "--state-dir {}: no lock for the rules", state_dir.display());
         });
         tokio::select! {

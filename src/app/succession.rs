@@ -8,7 +8,6 @@ use std::{
 };
 
 use tokio::{
-    net::UnixListener,
     sync::{oneshot, watch},
     time::Instant,
 };
@@ -18,7 +17,7 @@ use crate::{
     credentials::Store,
     identity::Directory,
     intercept::{
-        handover::{Offer, Predecessor, RulesLock},
+        handover::{End, Made, Offer, Place, Predecessor, RulesLock, Successor},
         reconcile::{self, Interception},
     },
     metrics::{Metrics, StateUse},
@@ -29,6 +28,8 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often that is tried which the state directory did not let us do: on a full disk, say.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
+/// How long another daemon may hold the lock for the rules.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long credentials may take that are fetched for the pods of the node: a full node's, at the default rate, take
 /// under a minute.
 const FETCHING_LIMIT: Duration = Duration::from_secs(120);
@@ -46,34 +47,70 @@ pub(super) struct Succession {
 }
 
 impl Succession {
-    /// Takes over, and hands over when it is time: then `handed_over` is told. Ends when the one that took over does.
-    pub(super) async fn run(self, handed_over: oneshot::Sender<()>) {
+    /// Takes over, and hands over when it is time: `turn` is told of what ends our own. Ends when nobody serves.
+    pub(super) async fn run(self, turn: oneshot::Sender<Turn>) {
         let Self { predecessor, offer, owns, directory, store, readiness, metrics } = self;
         // As long as the connection is open, the one before knows that somebody serves.
-        let mut _before = None;
+        let (mut _before, mut place) = (None, None);
         if let Some(mut predecessor) = predecessor {
             tracing::info!("a daemon is running here; it goes on until this one is ready");
             tokio::select! {
                 () = prepared(&directory, &store, &readiness) => predecessor.take().await,
-                () = predecessor.died() => {}
+                _ = predecessor.ended() => {}
             }
+            // Also where we have just given it up to nobody: what is not in place is not to be taken for it.
+            readiness.lacks(Condition::Rules, "not in place yet");
             owns.send_replace(true);
-            tokio::select! {
-                () = until(|| !readiness.is_lacking(Condition::Rules)) => predecessor.stop().await,
-                () = predecessor.died() => {}
+            let end = tokio::select! {
+                () = until(|| !readiness.is_lacking(Condition::Rules)) => None,
+                end = predecessor.ended() => Some(end),
+            };
+            if end == Some(End::WentOn) {
+                let _ = turn.send(Turn::Missed);
+                return std::future::pending().await;
             }
+            place = offer.take_place().ok();
+            predecessor.stop().await;
             _before = Some(predecessor);
             tracing::info!("took over from the daemon that ran here");
         }
-        let place = open(&offer, &metrics).await;
-        let successor = offer.make(place, &owns).await;
-        let _ = handed_over.send(());
+        let successor = make(&offer, place, &owns, &metrics).await;
+        let _ = turn.send(Turn::Over);
         successor.ended().await;
     }
 }
 
+/// What ends a daemon's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The next one serves.
+    Over,
+    /// The one before waited no longer for us to serve, and goes on.
+    Missed,
+}
+
+/// Makes the offer until the next daemon serves, also if somebody takes it away.
+pub(super) async fn make(
+    offer: &Offer,
+    place: Option<Place>,
+    owns: &watch::Sender<bool>,
+    metrics: &Metrics,
+) -> Successor {
+    let mut place = place;
+    loop {
+        let here = match place.take() {
+            Some(place) => place,
+            None => open(offer, metrics).await,
+        };
+        match offer.make(&here, owns).await {
+            Made::Taken(successor) => return successor,
+            Made::Lost => tracing::warn!("the offer of the sockets was taken away; it is made again"),
+        }
+    }
+}
+
 /// Where the next daemon will find our sockets, as soon as it can be had.
-pub(super) async fn open(offer: &Offer, metrics: &Metrics) -> UnixListener {
+async fn open(offer: &Offer, metrics: &Metrics) -> Place {
     loop {
         match offer.open().await {
             Ok(place) => {
@@ -119,7 +156,7 @@ pub(super) async fn keep_rules(
             return std::future::pending().await;
         }
         // No lock is no reason to leave pods to the node's role. A daemon that cannot be handed over to writes the same.
-        let lock = RulesLock::acquire(&state_dir).await.inspect_err(|error| {
+        let lock = lock(&state_dir).await.inspect_err(|error| {
             tracing::warn!(%error, "--state-dir {}: the rules are kept without a lock", state_dir.display());
         });
         metrics.lacks_state_dir(StateUse::RulesLock, lock.is_err());
@@ -131,13 +168,22 @@ pub(super) async fn keep_rules(
     }
 }
 
-/// Holds the lock, as soon as it can be had.
+/// The lock for the rules. Who gave it up does so at once; who hangs with it does not write.
+pub(super) async fn lock(state_dir: &Path) -> io::Result<RulesLock> {
+    match tokio::time::timeout(LOCK_PATIENCE, RulesLock::acquire(state_dir)).await {
+        Ok(lock) => lock,
+        Err(_elapsed) => Err(io::Error::other("another daemon holds it")),
+    }
+}
+
+/// Holds the lock, as soon as it can be had, and that of the directory that is there.
 async fn hold(lock: io::Result<RulesLock>, state_dir: &Path, metrics: &Metrics) {
     let mut lock = lock;
-    while lock.is_err() {
+    loop {
         tokio::time::sleep(TRY_AGAIN).await;
-        lock = RulesLock::acquire(state_dir).await;
-        metrics.lacks_state_dir(StateUse::RulesLock, lock.is_err());
+        if !lock.as_ref().is_ok_and(|lock| lock.is_of(state_dir)) {
+            lock = RulesLock::acquire(state_dir).await;
+            metrics.lacks_state_dir(StateUse::RulesLock, lock.is_err());
+        }
     }
-    std::future::pending().await
 }

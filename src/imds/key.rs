@@ -77,6 +77,8 @@ pub struct KeyFile {
     directory: PathBuf,
     /// Keys in force that are in no file yet.
     unsaved: Option<Kept>,
+    /// Those that were in the file.
+    saved: Option<Kept>,
     metrics: Arc<Metrics>,
 }
 
@@ -86,7 +88,7 @@ impl KeyFile {
     /// The keys in `directory`, or those to be.
     #[must_use]
     pub fn new(directory: PathBuf, metrics: Arc<Metrics>) -> Self {
-        Self { directory, unsaved: None, metrics }
+        Self { directory, unsaved: None, saved: None, metrics }
     }
 
     /// The keys: made if there are none, changed if it is time.
@@ -143,6 +145,7 @@ impl KeyFile {
             },
         };
         self.unsaved = None;
+        self.saved = Some(kept.clone());
         if self.metrics.lacks_state_dir(StateUse::SessionKeys, false) {
             tracing::info!("the session keys are in the state directory");
         }
@@ -187,13 +190,16 @@ impl KeyFile {
         // Another daemon may have been there first.
         let kept = match self.read()? {
             Some(kept) if !kept.changes(now) => return Ok(kept),
-            None if let Some(unsaved) = self.unsaved.as_ref().filter(|unsaved| !unsaved.changes(now)) => {
-                unsaved.clone()
-            }
-            found => Kept::after(found.as_ref().or(self.unsaved.as_ref()), now)?,
+            None if let Some(ours) = self.ours().filter(|ours| !ours.changes(now)) => ours.clone(),
+            found => Kept::after(found.as_ref().or(self.ours()), now)?,
         };
         store(&self.directory.join(FILE), &kept.bytes()).map_err(self.failed("write the session keys"))?;
         Ok(kept)
+    }
+
+    /// The keys in force: where the file is gone, tokens made with them go on.
+    fn ours(&self) -> Option<&Kept> {
+        self.unsaved.as_ref().or(self.saved.as_ref())
     }
 
     fn failed(&self, what: &'static str) -> impl Fn(io::Error) -> KeyError {

@@ -12,15 +12,20 @@
 //! ```
 //!
 //! The lower of both versions is spoken. An end of the connection before `serving` means that the next one died: the
-//! first takes the rules back and goes on. If the first dies, the next takes all at once.
+//! first takes the rules back and goes on. So it does if `serving` takes too long, and says `out`: the next has to end. If the
+//! first dies, the next takes all at once.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File, Metadata},
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     net::SocketAddr,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -35,14 +40,21 @@ use tokio::{
 
 const SOCKET: &str = "handover.sock";
 /// What daemons have in the state directory to follow one another.
-pub const FILES: [&str; 1] = [SOCKET];
+pub const FILES: [&str; 2] = [SOCKET, NEW_SOCKET];
+/// What is to be the socket.
+const NEW_SOCKET: &str = "handover.sock.new";
 const HELLO: &str = "kube2irsa 1\n";
 const TAKE: &str = "take\n";
 const SERVING: &str = "serving\n";
+const OUT: &str = "out\n";
 /// A living daemon answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// From the moment that the next one takes the rules until it serves: some rules are written.
-const TAKING_LIMIT: Duration = Duration::from_secs(30);
+const TAKING_LIMIT: Duration = Duration::from_secs(15);
+/// Between two looks whether the offer can still be found.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Between two looks whether anybody serves.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_LINE: u64 = 1024;
 /// How often a lock is tried for.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
@@ -104,9 +116,9 @@ impl Predecessor {
         self.listeners.clear();
     }
 
-    /// Returns when it has died.
-    pub async fn died(&mut self) {
-        until_closed(&mut self.stream).await;
+    /// Returns when it has ended, or waits no longer for us to serve.
+    pub async fn ended(&mut self) -> End {
+        until_closed(&mut self.stream).await
     }
 
     /// Asks it to give up the rules.
@@ -126,23 +138,56 @@ impl Predecessor {
     }
 }
 
+/// How a daemon ended its part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It has died.
+    Died,
+    /// It took the rules back, and goes on.
+    WentOn,
+}
+
 /// The daemon that took over.
 #[derive(Debug)]
-pub struct Successor(BufReader<UnixStream>);
+pub struct Successor {
+    stream: BufReader<UnixStream>,
+    place: PathBuf,
+}
 
 impl Successor {
-    /// Returns when it has ended.
+    /// Returns when it has ended, and nobody has followed it.
     pub async fn ended(self) {
-        until_closed(self.0).await;
+        until_closed(self.stream).await;
+        while is_answered(&self.place).await {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 }
 
-/// The other has nothing more to say; whatever comes is not understood.
-async fn until_closed(mut stream: impl AsyncBufRead + Unpin) {
+/// What the other still says; what is not understood does not matter.
+async fn until_closed(mut stream: impl AsyncBufRead + Unpin) -> End {
     let mut line = Vec::new();
     while (&mut stream).take(LONGEST_LINE).read_until(b'\n', &mut line).await.is_ok_and(|length| length > 0) {
+        if line == OUT.as_bytes() {
+            return End::WentOn;
+        }
         line.clear();
     }
+    End::Died
+}
+
+/// Whether a daemon offers its sockets in `state_dir`.
+pub async fn is_offered(state_dir: &Path) -> bool {
+    is_answered(&state_dir.join(SOCKET)).await
+}
+
+async fn is_answered(place: &Path) -> bool {
+    UnixStream::connect(place).await.is_ok()
+}
+
+/// Which file it is, whatever it is called.
+fn identity(metadata: io::Result<Metadata>) -> Option<(u64, u64)> {
+    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// The offer of a daemon's sockets to the next one.
@@ -150,6 +195,24 @@ async fn until_closed(mut stream: impl AsyncBufRead + Unpin) {
 pub struct Offer {
     path: PathBuf,
     sockets: Vec<OwnedFd>,
+    /// Whether the next daemon is here, and has not served yet.
+    is_asked: AtomicBool,
+}
+
+/// Where the next daemon finds an offer.
+#[derive(Debug)]
+pub struct Place {
+    listener: UnixListener,
+    identity: Option<(u64, u64)>,
+}
+
+/// What became of an offer.
+#[derive(Debug)]
+pub enum Made {
+    /// The next daemon serves.
+    Taken(Successor),
+    /// It cannot be found any more: the file is gone, or another's.
+    Lost,
 }
 
 // === impl Offer ===
@@ -161,34 +224,53 @@ impl Offer {
     /// When the system has no descriptors left.
     pub fn new<'a>(state_dir: &Path, listeners: impl IntoIterator<Item = &'a TcpListener>) -> io::Result<Self> {
         let sockets = listeners.into_iter().map(|listener| listener.as_fd().try_clone_to_owned());
-        Ok(Self { path: state_dir.join(SOCKET), sockets: sockets.collect::<Result<_, _>>()? })
+        let sockets = sockets.collect::<Result<_, _>>()?;
+        Ok(Self { path: state_dir.join(SOCKET), sockets, is_asked: AtomicBool::new(false) })
     }
 
     /// Takes the place where the next daemon looks for the offer.
     ///
     /// # Errors
     /// When it cannot be had, yet.
-    pub async fn open(&self) -> io::Result<UnixListener> {
-        // The one that has just handed over to us is about to leave.
-        let limit = tokio::time::Instant::now() + PATIENCE * 5;
-        while UnixStream::connect(&self.path).await.is_ok() {
-            if tokio::time::Instant::now() > limit {
-                return Err(io::Error::other("another daemon, on other addresses, offers its own"));
-            }
-            tokio::time::sleep(TRY_AGAIN).await;
+    pub async fn open(&self) -> io::Result<Place> {
+        if is_answered(&self.path).await {
+            return Err(io::Error::other("another daemon, on other addresses, offers its own"));
         }
-        match fs::remove_file(&self.path) {
+        self.take_place()
+    }
+
+    /// Takes the place of the daemon before, in one step: whoever comes is found by the one or the other.
+    ///
+    /// # Errors
+    /// When it cannot be had, yet.
+    pub fn take_place(&self) -> io::Result<Place> {
+        let new = self.path.with_file_name(NEW_SOCKET);
+        if let Some(directory) = self.path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            // What is there is a dead daemon's, or that of one that has handed over to us.
             Ok(()) | Err(_) => {}
         }
-        UnixListener::bind(&self.path)
+        let listener = UnixListener::bind(&new)?;
+        let identity = identity(fs::symlink_metadata(&new));
+        fs::rename(&new, &self.path)?;
+        Ok(Place { listener, identity })
     }
 
     /// Makes the offer there until the next daemon serves. `owns` says whether the rules are ours meanwhile.
-    pub async fn make(&self, listener: UnixListener, owns: &watch::Sender<bool>) -> Successor {
+    pub async fn make(&self, place: &Place, owns: &watch::Sender<bool>) -> Made {
         loop {
-            let stream = match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = place.listener.accept() => accepted,
+                () = tokio::time::sleep(LOOK_AGAIN) => {
+                    if identity(fs::symlink_metadata(&self.path)) != place.identity {
+                        return Made::Lost;
+                    }
+                    continue;
+                }
+            };
+            let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "the next daemon could not be heard; it is tried again");
@@ -196,27 +278,50 @@ impl Offer {
                     continue;
                 }
             };
-            match self.hand_over(stream, owns).await {
-                Ok(successor) => return successor,
+            let Some(stream) = self.greet(stream).await else { continue };
+            self.is_asked.store(true, Ordering::Relaxed);
+            let handed_over = self.hand_over(stream, owns).await;
+            self.is_asked.store(false, Ordering::Relaxed);
+            match handed_over {
+                Ok(successor) => return Made::Taken(successor),
                 Err(error) => tracing::warn!(%error, "the next daemon did not take over; this one goes on"),
             }
             owns.send_replace(true);
         }
     }
 
-    async fn hand_over(&self, stream: UnixStream, owns: &watch::Sender<bool>) -> io::Result<Successor> {
+    /// Whether the next daemon is here, and has not served yet.
+    pub fn is_asked(&self) -> bool {
+        self.is_asked.load(Ordering::Relaxed)
+    }
+
+    /// Hears what the next daemon says first. Who says nothing only wanted to know whether we are here.
+    async fn greet(&self, stream: UnixStream) -> Option<BufReader<UnixStream>> {
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
-        let hello = tokio::time::timeout(PATIENCE, stream.read_line(&mut line)).await;
-        hello.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let mut start = (&mut stream).take(LONGEST_LINE);
+        let hello = tokio::time::timeout(PATIENCE, start.read_line(&mut line)).await;
+        tracing::debug!(?hello, "somebody is at the place of the hand-over");
         // Whatever its version is, ours is the lower.
-        if !line.starts_with("kube2irsa ") {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
+        line.starts_with("kube2irsa ").then_some(stream)
+    }
+
+    async fn hand_over(&self, mut stream: BufReader<UnixStream>, owns: &watch::Sender<bool>) -> io::Result<Successor> {
         let sockets = self.sockets.iter().map(OwnedFd::as_fd).collect::<Vec<_>>();
         let unix = stream.get_ref();
         unix.async_io(Interest::WRITABLE, || send(unix.as_fd(), &sockets)).await?;
-        let mut limit = None;
+        match self.give(&mut stream, owns).await {
+            Ok(()) => Ok(Successor { stream, place: self.path.clone() }),
+            Err(error) => {
+                // If it lives, it must not take our end for our death.
+                let _ = stream.write_all(OUT.as_bytes()).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn give(&self, stream: &mut BufReader<UnixStream>, owns: &watch::Sender<bool>) -> io::Result<()> {
+        let (mut line, mut limit) = (String::new(), None);
         loop {
             line.clear();
             // It prepares for as long as it needs; once it takes the rules nobody else cares for them.
@@ -233,7 +338,7 @@ impl Offer {
                     owns.send_replace(false);
                     limit = Some(tokio::time::Instant::now() + TAKING_LIMIT);
                 }
-                SERVING => return Ok(Successor(stream)),
+                SERVING => return Ok(()),
                 // A later version may say more.
                 _ => {}
             }
@@ -271,7 +376,7 @@ fn receive(from: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
 /// The right to write rules on the node: one daemon's at a time. It is a lock on the state directory itself, for which
 /// nothing must be written there.
 #[derive(Debug)]
-pub struct RulesLock(#[expect(dead_code, reason = "held until it is dropped")] File);
+pub struct RulesLock(File);
 
 impl RulesLock {
     /// Waits until it can be had.
@@ -287,6 +392,12 @@ impl RulesLock {
                 Err(fs::TryLockError::Error(error)) => return Err(error),
             }
         }
+    }
+
+    /// Whether it is that of the directory that is there now.
+    #[must_use]
+    pub fn is_of(&self, state_dir: &Path) -> bool {
+        identity(self.0.metadata()) == identity(fs::metadata(state_dir))
     }
 }
 
@@ -315,7 +426,7 @@ mod tests {
         assert!(matches!(Predecessor::ask(directory.path()).await, Found::Nobody));
         let offer = Offer::new(directory.path(), [&pods, &admin]).unwrap();
         let (owns, mut owned) = watch::channel(true);
-        let made = tokio::spawn(async move { offer.make(offer.open().await.unwrap(), &owns).await });
+        let made = tokio::spawn(async move { offer.make(&offer.open().await.unwrap(), &owns).await });
 
         let mut dies = predecessor(directory.path()).await;
         dies.take().await;
@@ -333,7 +444,7 @@ mod tests {
         assert_eq!(accepted.unwrap().1, connected.unwrap().local_addr().unwrap());
         takes.take().await;
         takes.stop().await;
-        let successor = made.await.unwrap();
+        let Made::Taken(successor) = made.await.unwrap() else { panic!("nobody took it away") };
         assert!(!*owned.borrow());
         let ended = successor.ended();
         let mut ended = std::pin::pin!(ended);
@@ -355,10 +466,40 @@ mod tests {
 
         let offer = Offer::new(directory.path(), [&listener().await]).unwrap();
         let owns = watch::Sender::new(true);
-        let made = tokio::spawn(async move { offer.make(offer.open().await.unwrap(), &owns).await });
+        let made = tokio::spawn(async move { offer.make(&offer.open().await.unwrap(), &owns).await });
         let mut first = predecessor(directory.path()).await;
         made.abort();
-        tokio::time::timeout(Duration::from_secs(20), first.died()).await.unwrap();
+        assert_eq!(tokio::time::timeout(Duration::from_secs(20), first.ended()).await, Ok(End::Died));
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_and_does_not_serve_is_told_that_the_first_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let offer = Offer::new(directory.path(), [&listener().await]).unwrap();
+        let (owns, mut owned) = watch::channel(true);
+        let _made = tokio::spawn(async move { offer.make(&offer.open().await.unwrap(), &owns).await });
+        let mut hangs = predecessor(directory.path()).await;
+        hangs.take().await;
+        owned.wait_for(|owns| !owns).await.unwrap();
+        assert_eq!(hangs.ended().await, End::WentOn);
+        tokio::time::timeout(Duration::from_secs(20), owned.wait_for(|owns| *owns)).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_offer_that_was_taken_away_is_noticed_and_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let offer = Offer::new(&path, [&listener().await]).unwrap();
+        let owns = watch::Sender::new(true);
+        let place = offer.open().await.unwrap();
+        let lock = RulesLock::acquire(&path).await.unwrap();
+        assert!(lock.is_of(&path));
+        fs::remove_dir_all(&path).unwrap();
+        assert!(matches!(offer.make(&place, &owns).await, Made::Lost));
+        let place = offer.open().await.unwrap();
+        assert!(!lock.is_of(&path));
+        let _made = tokio::spawn(async move { offer.make(&place, &owns).await });
+        predecessor(&path).await;
     }
 
     #[tokio::test]
