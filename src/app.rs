@@ -116,6 +116,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let mut tasks = JoinSet::new();
     match interception {
         Some(interception) => {
+            readiness.lacks(Condition::Guard, "not in place yet");
             readiness.lacks(Condition::Rules, "not in place yet");
             let (state_dir, owned) = (config.state_dir.clone(), owns.subscribe());
             let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));

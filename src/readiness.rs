@@ -8,7 +8,9 @@ use std::{
 /// What must hold before pods are sent our way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// The guard stands and the redirect leads here.
+    /// The guard stands.
+    Guard,
+    /// The redirect leads here.
     Rules,
     /// Nothing is seen to keep pods' packets from coming here.
     Arrival,
@@ -27,7 +29,8 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
+        Self::Guard,
         Self::Rules,
         Self::Arrival,
         Self::Observation,
@@ -38,8 +41,11 @@ impl Condition {
         Self::Running,
     ];
 
-    fn name(self) -> &'static str {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
+            Self::Guard => "guard",
             Self::Rules => "rules",
             Self::Arrival => "arrival",
             Self::Observation => "observation",

@@ -464,3 +464,97 @@ fn a_flush_under_load_lets_no_request_through_the_guard_and_nftables_is_put_back
 fn a_flush_under_load_lets_no_request_through_the_guard_and_iptables_is_put_back() {
     flushed_under_load(Way::IptablesNft);
 }
+
+/// A directory with commands that never end.
+fn hanging(sandbox: &Sandbox, commands: &[&str]) -> String {
+    let path = sandbox.directory().join("hanging");
+    std::fs::create_dir(&path).unwrap();
+    for command in commands {
+        let file = path.join(command);
+        std::fs::write(&file, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", path.display())
+}
+
+#[test]
+fn the_guard_waits_for_no_command() {
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
+    let web = exposed_pod(&sandbox);
+    let path = hanging(&sandbox, &["nft", "iptables", "iptables-nft", "iptables-legacy", "ip6tables"]);
+    let _daemon = Daemon::started_in(&sandbox, &[("PATH", &path)], &[]);
+    let stands = || rules(&sandbox).contains("to 169.254.169.254 prohibit");
+    eventually("it stands", stands);
+    for _ in 0..3 {
+        assert!(!gets_the_node_role(web.network(), METADATA));
+        run(sandbox.node(), "ip rule flush; ip rule add pref 32766 lookup main");
+        let flushed = Instant::now();
+        eventually("it stands again", stands);
+        println!("the guard was back after {:?}", flushed.elapsed());
+    }
+}
+
+#[test]
+fn auto_does_not_wait_for_an_nft_that_hangs() {
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
+    let web = exposed_pod(&sandbox);
+    let path = hanging(&sandbox, &["nft"]);
+    let daemon = Daemon::ready_in(&sandbox, &[("PATH", &path)], &[]);
+    is_served(&sandbox, &web);
+    assert!(daemon.log().contains("nft does not work here: no result within"), "{}", daemon.log());
+}
+
+#[test]
+fn when_the_nodes_address_changes_the_redirect_follows() {
+    for way in [Way::Nft, Way::IptablesNft] {
+        let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
+        let web = exposed_pod(&sandbox);
+        let _daemon = Daemon::ready(&sandbox, &way.flags());
+        is_served(&sandbox, &web);
+        run(
+            sandbox.node(),
+            "ip addr add 10.0.0.11/24 dev eth0; ip addr del 10.0.0.10/24 dev eth0; ip addr add 10.0.0.11/24 dev eth0 || true
+            ip route replace default via 10.0.0.1; ip route replace 169.254.169.254 dev eth0",
+        );
+        eventually("it leads to the new address", || {
+            let rules = rules(&sandbox);
+            rules.contains("10.0.0.11:9169") && !rules.contains("10.0.0.10:9169")
+        });
+        assert_eq!(ask(web.network(), METADATA, ROLE_NAME).unwrap(), (200, "web".to_owned()));
+    }
+}
+
+#[test]
+fn what_another_makes_of_our_table_is_not_taken_for_ours() {
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
+    let web = exposed_pod(&sandbox);
+    let _daemon = Daemon::ready(&sandbox, &["--intercept", "nft"]);
+    // Also in the very moment in which it was put back.
+    for _ in 0..20 {
+        run(
+            sandbox.node(),
+            "nft delete table inet kube2irsa || true
+            until nft flush chain inet kube2irsa prerouting 2>/dev/null; do :; done",
+        );
+    }
+    eventually("it is whole", || rules(&sandbox).contains("dnat ip to"));
+    is_served(&sandbox, &web);
+}
+
+#[test]
+fn trouble_with_a_firewalls_tables_takes_no_redirect_away() {
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
+    let web = exposed_pod(&sandbox);
+    let before = "nft flush ruleset; nft add table ip nat
+        nft 'add chain ip nat POSTROUTING { type nat hook postrouting priority srcnat; }'
+        nft add rule ip nat POSTROUTING oifname eth0 masquerade
+        nft 'add chain ip nat PREROUTING { type nat hook prerouting priority dstnat; }'
+        nft add set ip nat s '{ type ipv4_addr; }'
+        nft add rule ip nat PREROUTING ip daddr @s tcp dport 1 dnat to 10.0.0.10:1
+        nft add table ip filter; nft 'add chain ip filter INPUT { type filter hook input priority 0; }'
+        nft add set ip filter s '{ type ipv4_addr; }'; nft add rule ip filter INPUT ip saddr @s drop";
+    run(sandbox.node(), before);
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    is_served(&sandbox, &web);
+    assert!(metric(&sandbox, "kube2irsa_intercept_info{backend=\"nft\"}") > 0.0);
+}

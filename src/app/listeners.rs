@@ -4,7 +4,6 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,8 +17,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use crate::{
     imds::limits::Limits,
     intercept::{
-        self, Family, Redirection, Rush,
-        guard::Guard,
+        self, Rush,
         handover::{Found, Predecessor},
         plan::Wanted,
         reconcile::Interception,
@@ -110,26 +108,10 @@ pub(super) fn interception(
 ) -> anyhow::Result<Interception> {
     // A connection takes a turn as a request does; but one pod alone must not fill the queue.
     let rush = Rush { per_second: limits.requests_per_second, burst: limits.request_burst.min(BACKLOG * 3 / 8) };
-    let addresses = intercept::addresses(container);
-    let targets = targets(listening)?;
-    Ok(Interception {
-        guard: Guard::new(Arc::clone(&addresses)),
-        redirection: Redirection { addresses, targets, rush },
-        wanted,
-    })
-}
-
-/// Where redirected requests are sent: addresses of the node's own, which packets from pods can reach. A family in which
-/// it has none is refused by the guard.
-pub(super) fn targets(listening: &[SocketAddr]) -> anyhow::Result<Vec<SocketAddr>> {
-    let mut targets = Vec::new();
-    for listening in listening {
-        let (ip, family) = (listening.ip(), Family::of(listening.ip()));
-        match Some(ip).filter(|ip| !ip.is_unspecified()).or_else(|| intercept::node_address(family)) {
-            Some(address) => targets.push(SocketAddr::new(address, listening.port())),
-            None => tracing::info!("--listen {listening}: the node has no {family} address of its own"),
-        }
-    }
-    anyhow::ensure!(!targets.is_empty(), "--listen: the node's own address cannot be found; name it instead");
-    Ok(targets)
+    // What is there now may change; what was never there is an operator's mistake.
+    anyhow::ensure!(
+        !intercept::targets(listening).is_empty(),
+        "--listen: the node's own address cannot be found; name it instead"
+    );
+    Ok(Interception { addresses: intercept::addresses(container), listening: listening.to_vec(), rush, wanted })
 }

@@ -28,6 +28,8 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often that is tried which the state directory did not let us do: on a full disk, say.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
+/// What is looked after by whose turn it is.
+const RULES: [Condition; 2] = [Condition::Guard, Condition::Rules];
 /// How long another daemon may hold the lock for the rules.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long credentials may take that are fetched for the pods of the node: a full node's, at the default rate, take
@@ -58,11 +60,9 @@ impl Succession {
                 () = prepared(&directory, &store, &readiness) => predecessor.take().await,
                 _ = predecessor.ended() => {}
             }
-            // Also where we have just given it up to nobody: what is not in place is not to be taken for it.
-            readiness.lacks(Condition::Rules, "not in place yet");
             owns.send_replace(true);
             let end = tokio::select! {
-                () = until(|| !readiness.is_lacking(Condition::Rules)) => None,
+                () = until(|| !RULES.iter().any(|condition| readiness.is_lacking(*condition))) => None,
                 end = predecessor.ended() => Some(end),
             };
             if end == Some(End::WentOn) {
@@ -131,7 +131,7 @@ async fn open(offer: &Offer, metrics: &Metrics) -> Place {
 
 /// Returns when pods can be served as well as by the daemon before.
 async fn prepared(directory: &Directory, store: &Store, readiness: &Readiness) {
-    until(|| directory.synced() && readiness.lacks_nothing_but(&[Condition::Rules, Condition::Arrival])).await;
+    until(|| directory.synced() && readiness.lacks_nothing_but(&[&RULES[..], &[Condition::Arrival]].concat())).await;
     let limit = Instant::now() + FETCHING_LIMIT;
     until(|| store.figures(clock::now()).pending == 0 || Instant::now() > limit).await;
 }
@@ -154,6 +154,10 @@ pub(super) async fn keep_rules(
         // Without the sender the daemon is at its end.
         if owns.wait_for(|owns| *owns).await.is_err() {
             return std::future::pending().await;
+        }
+        // What we gave up may have been taken away.
+        for condition in RULES {
+            readiness.lacks(condition, "not in place yet");
         }
         // No lock is no reason to leave pods to the node's role. A daemon that cannot be handed over to writes the same.
         let lock = lock(&state_dir).await.inspect_err(|error| {

@@ -23,44 +23,25 @@ const TABLE_NAME: u16 = 1;
 
 const LARGEST_DATAGRAM: usize = 64 * 1024;
 /// Announcements that count as one.
-const LARGEST_CHUNK: usize = 64;
+const LARGEST_CHUNK: usize = 1024;
 
-/// What changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Changed {
-    /// Routing rules.
-    Routing,
-    /// Rules of a table that matters.
-    Tables,
-}
-
-/// The announcements of changes in routing rules and in these tables; ends when a socket breaks.
+/// The announcements of changed routing rules; ends when the socket breaks.
 ///
 /// # Errors
 /// When the kernel gives no socket for them.
-pub(super) fn listen(tables: &'static [&'static str]) -> io::Result<BoxStream<'static, Changed>> {
-    let routing = routing_rules()?.map(|()| Some(Changed::Routing)).chain(end());
-    let Ok(changes) = nftables(tables) else {
-        // A kernel without nftables.
-        return Ok(until_end(routing).boxed());
-    };
-    let changes = changes.map(|()| Some(Changed::Tables)).chain(end());
-    Ok(until_end(futures::stream::select(routing.boxed(), changes.boxed())).boxed())
-}
-
-fn end() -> impl Stream<Item = Option<Changed>> {
-    futures::stream::iter([None])
-}
-
-fn until_end(changes: impl Stream<Item = Option<Changed>>) -> impl Stream<Item = Changed> {
-    changes.take_while(|change| std::future::ready(change.is_some())).filter_map(std::future::ready)
-}
-
-fn routing_rules() -> io::Result<impl Stream<Item = ()>> {
+pub(super) fn routing_rules() -> io::Result<BoxStream<'static, ()>> {
     let groups = [MulticastGroup::Ipv4Rule, MulticastGroup::Ipv6Rule];
     let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
     tokio::spawn(connection);
-    Ok(messages.ready_chunks(LARGEST_CHUNK).map(drop))
+    Ok(messages.ready_chunks(LARGEST_CHUNK).map(drop).boxed())
+}
+
+/// The announcements of changes in these tables of nftables, several at once as one; ends when the socket breaks.
+///
+/// # Errors
+/// When the kernel gives no socket for them.
+pub(super) fn of_tables(tables: &'static [&'static str]) -> io::Result<BoxStream<'static, ()>> {
+    Ok(nftables(tables)?.ready_chunks(LARGEST_CHUNK).map(drop).boxed())
 }
 
 fn nftables(tables: &'static [&'static str]) -> io::Result<impl Stream<Item = ()>> {

@@ -125,6 +125,8 @@ enum Accept {
     Always,
     /// Where there are rules that may keep it out.
     BehindFirewall,
+    /// As an earlier run left it.
+    AsItIs,
 }
 
 /// Our chain of a table, and what leads there.
@@ -167,6 +169,12 @@ impl Iptables {
     pub fn leftovers(commands: Commands) -> Self {
         let to = SocketAddr::new(commands.family.unspecified(), 0);
         Self::without_redirect(commands, to)
+    }
+
+    /// No redirect, whatever an earlier run put there.
+    #[must_use]
+    pub fn redirect_left(commands: Commands) -> Self {
+        Self { accept: Accept::AsItIs, ..Self::leftovers(commands) }
     }
 
     fn without_redirect(commands: Commands, to: SocketAddr) -> Self {
@@ -221,28 +229,36 @@ impl Iptables {
             let Some(chain) = self.commands.list_if_there(nat.table, nat.chain).await? else { return Ok(false) };
             let (rules, packets) = without_counts(&chain);
             self.redirected.store(packets, Ordering::Relaxed);
-            if !nat.is_all_of(&rules) {
+            if !nat.is_all_of(&rules) || !nat.is_jumped_to(&self.commands.list(nat.table, nat.from).await?) {
                 return Ok(false);
             }
         }
-        if !nat.is_jumped_to(&self.commands.list(nat.table, nat.from).await?) {
-            return Ok(false);
-        }
         match self.accept {
+            Accept::AsItIs => Ok(true),
             Accept::Always => {
                 let filter = self.filter(false);
-                self.commands.exist(filter.table, filter.from, &filter.jumps).await
+                Ok(self.holds_accept(&filter).await?
+                    && self.commands.exist(filter.table, filter.from, &filter.jumps).await?)
             }
+            // Tables that nobody uses drop nothing.
+            Accept::BehindFirewall if !self.commands.may_ask(FILTER) => Ok(true),
             Accept::BehindFirewall => {
-                let listed = self.commands.list(FILTER, "INPUT").await?;
+                let listed = match self.commands.list(FILTER, "INPUT").await {
+                    Err(FirewallError::Missing { .. }) => return Ok(true),
+                    listed => listed?,
+                };
                 let filter = self.filter(lets_all_in(&listed));
-                Ok(filter.is_jumped_to(&listed))
+                Ok(filter.is_jumped_to(&listed) && (filter.jumps.is_empty() || self.holds_accept(&filter).await?))
             }
         }
     }
 
     async fn install(&self) -> Result<(), FirewallError> {
         let Err(error) = self.write().await else { return Ok(()) };
+        // Who has not the command has no rules by it.
+        if self.accept == Accept::BehindFirewall && matches!(error, FirewallError::Missing { .. }) {
+            return Ok(());
+        }
         let says = error.to_string();
         if self.rush.is_none() || !NO_HASHLIMIT.iter().any(|words| says.contains(words)) {
             return Err(error);
@@ -254,8 +270,19 @@ impl Iptables {
         Ok(())
     }
 
+    /// Whether our chain in `filter` accepts what was redirected and refuses the rest; the limit is left out where it must be.
+    async fn holds_accept(&self, filter: &Part) -> Result<bool, FirewallError> {
+        let Some(chain) = self.commands.list_if_there(filter.table, filter.chain).await? else { return Ok(false) };
+        let (rules, _) = without_counts(&chain);
+        let without_limit = Self { rush: None, ..self.clone() }.filter(false);
+        Ok(filter.is_all_of(&rules) || without_limit.is_all_of(&rules))
+    }
+
     async fn write(&self) -> Result<(), FirewallError> {
         self.put(&self.nat()).await?;
+        if self.accept == Accept::BehindFirewall && !self.commands.may_ask(FILTER) {
+            return Ok(());
+        }
         let is_open = self.accept == Accept::BehindFirewall && lets_all_in(&self.commands.list(FILTER, "INPUT").await?);
         self.put(&self.filter(is_open)).await
     }
@@ -297,7 +324,7 @@ impl Iptables {
 
     async fn remove(&self) -> Result<(), FirewallError> {
         self.take_out(&self.nat()).await?;
-        self.take_out(&self.filter(true)).await
+        if self.accept == Accept::AsItIs { Ok(()) } else { self.take_out(&self.filter(true)).await }
     }
 }
 
@@ -402,11 +429,6 @@ impl Commands {
     /// Why not.
     pub async fn try_nat(self) -> Result<(), FirewallError> {
         self.list(NAT, "PREROUTING").await.map(drop)
-    }
-
-    /// Whether there are tables of these commands in which something may be dropped.
-    pub async fn have_filter(self) -> bool {
-        self.may_ask(FILTER) && self.list(FILTER, "INPUT").await.is_ok()
     }
 
     /// Whether a table can be looked at and stays as it is: to ask the commands of before for one that no program has used

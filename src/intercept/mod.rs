@@ -128,9 +128,17 @@ pub enum Part {
     Redirect,
     /// What lets them in, where a firewall of the node's own would not.
     Input,
+    /// A redirect that an earlier run left, which must not come back.
+    Leftover,
 }
 
 impl Part {
+    /// Whether pods are served without it, most of the time.
+    #[must_use]
+    pub fn is_beside(self) -> bool {
+        matches!(self, Self::Input | Self::Leftover)
+    }
+
     /// As a metric's label.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -138,6 +146,7 @@ impl Part {
             Self::Guard => "guard",
             Self::Redirect => "redirect",
             Self::Input => "input",
+            Self::Leftover => "leftover",
         }
     }
 }
@@ -236,6 +245,18 @@ fn own_addresses() -> nix::Result<Vec<IpAddr>> {
 pub async fn show() -> (String, Vec<String>) {
     let listing = listing::Listing::read().await;
     (listing.to_string(), listing.unread().map(ToString::to_string).collect())
+}
+
+/// Where redirected requests are sent: addresses of the node's own, which packets from pods can reach, for what listens at
+/// these. A family in which it has none is refused by the guard.
+#[must_use]
+pub fn targets(listening: &[SocketAddr]) -> Vec<SocketAddr> {
+    let target = |listening: &SocketAddr| {
+        let own = Some(listening.ip()).filter(|ip| !ip.is_unspecified());
+        let own = own.or_else(|| node_address(Family::of(listening.ip())))?;
+        Some(SocketAddr::new(own, listening.port()))
+    };
+    listening.iter().filter_map(target).collect()
 }
 
 /// Takes every rule of ours out of the node, whoever put it there: what can be taken out, also if something

@@ -28,6 +28,8 @@ const BEFORE_ALL_FILTERS: i32 = -10;
 #[derive(Debug)]
 pub struct Nft {
     script: String,
+    /// What redirects and nothing else, in the words of every version.
+    wanted: Vec<[String; 2]>,
     installed: Mutex<Option<String>>,
     redirected: Mutex<Option<u64>>,
 }
@@ -36,16 +38,22 @@ impl Nft {
     /// The redirect of all addresses for which something listens.
     #[must_use]
     pub fn new(redirection: &Redirection) -> Self {
-        Self { script: script(redirection), installed: Mutex::default(), redirected: Mutex::default() }
+        let (script, wanted) = (script(redirection), wanted(redirection));
+        Self { script, wanted, installed: Mutex::default(), redirected: Mutex::default() }
     }
 
-    /// Nothing: to be removed, whatever an earlier run put there.
+    /// No table, whatever an earlier run put there.
     #[must_use]
-    pub fn leftovers() -> Self {
-        Self { script: String::new(), installed: Mutex::default(), redirected: Mutex::default() }
+    pub fn none() -> Self {
+        let (script, wanted) = (String::new(), Vec::new());
+        Self { script, wanted, installed: Mutex::default(), redirected: Mutex::default() }
     }
 
     async fn present(&self) -> Result<bool, FirewallError> {
+        if self.wanted.is_empty() {
+            // Who has not the command has no table by it.
+            return Ok(matches!(list().await, Ok(None) | Err(FirewallError::Missing { .. })));
+        }
         let Some(listed) = list().await? else { return Ok(false) };
         *self.redirected.lock().unwrap_or_else(PoisonError::into_inner) = Some(packets(&listed));
         let installed = self.installed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,8 +61,16 @@ impl Nft {
     }
 
     async fn install(&self) -> Result<(), FirewallError> {
+        if self.wanted.is_empty() {
+            return match self.remove().await {
+                Err(FirewallError::Missing { .. }) => Ok(()),
+                removed => removed,
+            };
+        }
         apply(&format!("{}{}", delete(), self.script)).await?;
-        let listed = list().await?.map(|listed| without_counts(&listed));
+        // Another may have changed it meanwhile: that is not to be taken for ours.
+        let listed =
+            list().await?.map(|listed| without_counts(&listed)).filter(|listed| redirects(listed, &self.wanted));
         *self.installed.lock().unwrap_or_else(PoisonError::into_inner) = listed;
         Ok(())
     }
@@ -92,6 +108,7 @@ fn script(redirection: &Redirection) -> String {
     let mut sets = String::new();
     let mut redirects = String::new();
     let mut input = String::new();
+    let mut elsewhere = String::new();
     let super::Rush { per_second, burst } = redirection.rush;
     for family in Family::ALL {
         let Some((to, addresses)) = redirection.of(family) else { continue };
@@ -110,14 +127,37 @@ fn script(redirection: &Redirection) -> String {
              {to_us} ct status ! dnat reject with tcp reset"
         )
         .ok();
+        // An address that the node has no more may be another machine's.
+        for address in redirection.of(family).map(|(_, addresses)| addresses).unwrap_or_default() {
+            writeln!(elsewhere, "meta nfproto {kind} ct status dnat ct original {ip} daddr {address} drop").ok();
+        }
     }
     format!(
         "table inet {TABLE} {{\n\
          {sets}\
          chain prerouting {{\ntype nat hook prerouting priority {BEFORE_ALL_NAT}; policy accept;\n{redirects}}}\n\
          chain incoming {{\ntype filter hook input priority {BEFORE_ALL_FILTERS}; policy accept;\n{input}}}\n\
+         chain forwarded {{\ntype filter hook forward priority {BEFORE_ALL_FILTERS}; policy accept;\n{elsewhere}}}\n\
          }}\n"
     )
+}
+
+/// What each rule that redirects has to say.
+fn wanted(redirection: &Redirection) -> Vec<[String; 2]> {
+    let of = |family| {
+        let ip = if family == Family::V4 { "ip" } else { "ip6" };
+        let (to, addresses) = redirection.of(family)?;
+        let rule = move |address| [format!("{ip} daddr {address} tcp dport 80 "), format!(" dnat {ip} to {to}")];
+        Some(addresses.into_iter().map(rule))
+    };
+    Family::ALL.into_iter().filter_map(of).flatten().collect()
+}
+
+/// Whether a table redirects what is wanted, and nothing else; and refuses what was not redirected.
+fn redirects(listed: &str, wanted: &[[String; 2]]) -> bool {
+    let rules = listed.lines().filter(|line| line.contains(" dnat ip")).collect::<Vec<_>>();
+    let is_there = |parts: &[String; 2]| rules.iter().any(|rule| parts.iter().all(|part| rule.contains(part)));
+    rules.len() == wanted.len() && wanted.iter().all(is_there) && listed.contains("reject with tcp reset")
 }
 
 /// Our table as it is; without what the kernel counts by address.

@@ -16,6 +16,10 @@ const LOOPBACK: &str = "lo";
 const CILIUM: &str = "cilium_host";
 /// A client tries again after one second, and after two more.
 const LONGEST_WAY: Duration = Duration::from_secs(5);
+/// What one client sends that is refused for a reason of its own.
+const ONE_CLIENTS_TRIES: u64 = 3;
+/// If nobody tries for so long, it is not known any more.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// What is in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +94,7 @@ pub(super) struct Arrival {
 #[derive(Clone, Copy, Debug)]
 struct Missing {
     since: Instant,
+    last: Instant,
     redirected: u64,
 }
 
@@ -100,9 +105,13 @@ impl Arrival {
         if arrived != self.arrived || redirected < self.redirected {
             *self = Self { redirected, arrived, ..Self::default() };
         } else if redirected > self.redirected {
-            let missing = *self.missing.get_or_insert(Missing { since: now, redirected });
-            // One that was given up at once proves nothing.
-            self.is_lost |= now.duration_since(missing.since) >= LONGEST_WAY && redirected > missing.redirected;
+            let missing = self.missing.get_or_insert(Missing { since: now, last: now, redirected });
+            missing.last = now;
+            self.is_lost |= now.duration_since(missing.since) >= LONGEST_WAY
+                && redirected >= missing.redirected + ONE_CLIENTS_TRIES;
+            self.redirected = redirected;
+        } else if self.missing.is_some_and(|missing| now.duration_since(missing.last) >= FORGOTTEN) {
+            *self = Self { redirected, arrived, ..Self::default() };
         }
         self.is_lost
     }
@@ -116,7 +125,9 @@ pub(super) async fn look(arrived: bool) -> Result<Vec<Obstacle>, FirewallError> 
     let mut obstacles = Vec::new();
     for family in Family::ALL {
         for obstacle in before_local(&guard::rules(family).await?.unwrap_or_default()) {
-            if !obstacles.contains(&obstacle) {
+            let is_there = |link: &str| nix::net::if_::if_nametoindex(link).is_ok();
+            let matters = matches!(&obstacle, Obstacle::RoutingRule { link, .. } if is_there(link));
+            if matters && !obstacles.contains(&obstacle) {
                 obstacles.push(obstacle);
             }
         }
@@ -137,6 +148,14 @@ pub(super) fn before_local(rules: &[RuleMessage]) -> impl Iterator<Item = Obstac
     let local = rules.iter().filter(|rule| table(rule) == LOCAL_TABLE && link(rule).is_none()).map(preference).min();
     rules.iter().filter_map(move |rule| {
         let link = link(rule).filter(|link| *link != LOOPBACK)?;
+        // What it is limited to is not what pods' packets are by then.
+        if rule
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, RuleAttribute::Destination(_) | RuleAttribute::FwMark(1..)))
+        {
+            return None;
+        }
         let preference = preference(rule);
         let leads_elsewhere = rule.header.action == RuleAction::ToTable && table(rule) != LOCAL_TABLE;
         (leads_elsewhere && local.is_none_or(|local| preference < local))
@@ -179,13 +198,16 @@ mod tests {
         let mut arrival = Arrival::default();
         assert!(!arrival.look(0, 0, at(0)));
         assert!(!arrival.look(1, 0, at(1)), "it may be on its way");
-        assert!(!arrival.look(1, 0, at(20)), "a client that gave up");
-        assert!(arrival.look(2, 0, at(21)), "another");
-        assert!(arrival.look(2, 0, at(40)), "it stays so");
-        assert!(!arrival.look(3, 1, at(41)), "one came");
-        assert!(!arrival.look(9, 1, at(42)));
-        assert!(!arrival.look(0, 1, at(60)), "the rule was written anew");
-        assert!(!arrival.look(1, 1, at(61)));
-        assert!(!arrival.look(2, 2, at(90)));
+        assert!(!arrival.look(3, 0, at(20)), "a client that gave up");
+        assert!(arrival.look(4, 0, at(21)), "another");
+        assert!(arrival.look(4, 0, at(80)), "it stays so");
+        assert!(!arrival.look(5, 1, at(81)), "one came");
+        assert!(!arrival.look(9, 1, at(82)));
+        assert!(!arrival.look(0, 1, at(90)), "the rule was written anew");
+        assert!(!arrival.look(1, 1, at(91)));
+        assert!(!arrival.look(2, 2, at(99)));
+        assert!(!arrival.look(3, 2, at(100)) && arrival.look(9, 2, at(110)));
+        assert!(!arrival.look(9, 2, at(170)), "nobody has tried for a minute");
+        assert!(!arrival.look(10, 2, at(171)));
     }
 }

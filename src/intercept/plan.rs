@@ -36,7 +36,7 @@ pub async fn backends(wanted: Wanted, redirection: &Redirection) -> Vec<Backend>
     let variant = Variant::of_the_node().await;
     let mut backends = Vec::new();
     if wanted != Wanted::Iptables {
-        backends.push(nft(variant, redirection).await);
+        backends.push(nft(variant, redirection));
     }
     if wanted != Wanted::Nft {
         backends.push(iptables(variant, redirection).await);
@@ -46,7 +46,7 @@ pub async fn backends(wanted: Wanted, redirection: &Redirection) -> Vec<Backend>
 
 /// Everything that any run may have put on a node but for the guard, to be removed.
 pub(super) fn everything() -> Vec<Box<dyn Firewall>> {
-    let mut all: Vec<Box<dyn Firewall>> = vec![Box::new(Nft::leftovers())];
+    let mut all: Vec<Box<dyn Firewall>> = vec![Box::new(Nft::none())];
     for family in Family::ALL {
         for variant in [Variant::System, Variant::Nft, Variant::Legacy] {
             all.push(Box::new(Iptables::leftovers(Commands { family, variant })));
@@ -55,14 +55,14 @@ pub(super) fn everything() -> Vec<Box<dyn Firewall>> {
     all
 }
 
-async fn nft(variant: Variant, redirection: &Redirection) -> Backend {
+fn nft(variant: Variant, redirection: &Redirection) -> Backend {
     let mut parts: Vec<(Part, Box<dyn Firewall>)> = vec![(Part::Redirect, Box::new(Nft::new(redirection)))];
-    let mut others = of_the_other(variant);
+    let mut others = redirects_of_the_other(variant);
     for family in Family::ALL {
         let commands = Commands { family, variant };
         match Iptables::accept(commands, redirection) {
-            Some(accept) if commands.have_filter().await => parts.push((Part::Input, Box::new(accept))),
-            _ => others.push(Box::new(Iptables::leftovers(commands))),
+            Some(accept) => parts.push((Part::Input, Box::new(accept))),
+            None => others.push(Box::new(Iptables::leftovers(commands))),
         }
     }
     Backend { name: "nft", parts, others, tables: &[nft::TABLE, "filter"], is_announced: is_announced(variant) }
@@ -70,8 +70,7 @@ async fn nft(variant: Variant, redirection: &Redirection) -> Backend {
 
 async fn iptables(variant: Variant, redirection: &Redirection) -> Backend {
     let mut parts: Vec<(Part, Box<dyn Firewall>)> = Vec::new();
-    let mut others = of_the_other(variant);
-    others.push(Box::new(Nft::leftovers()));
+    let mut others = redirects_of_the_other(variant);
     for family in Family::ALL {
         let commands = Commands { family, variant };
         let redirect = Iptables::redirect(commands, redirection);
@@ -87,12 +86,16 @@ async fn iptables(variant: Variant, redirection: &Redirection) -> Backend {
             None => others.push(Box::new(Iptables::leftovers(commands))),
         }
     }
-    Backend { name: "iptables", parts, others, tables: &["nat", "filter"], is_announced: is_announced(variant) }
+    // It would come first, and may come back with what somebody else has saved.
+    parts.push((Part::Leftover, Box::new(Nft::none())));
+    let is_announced = is_announced(variant);
+    Backend { name: "iptables", parts, others, tables: &[nft::TABLE, "nat", "filter"], is_announced }
 }
 
-fn of_the_other(variant: Variant) -> Vec<Box<dyn Firewall>> {
+/// What lets packets in stays: which variant is the node's is a guess.
+fn redirects_of_the_other(variant: Variant) -> Vec<Box<dyn Firewall>> {
     let Some(variant) = variant.other() else { return Vec::new() };
-    let leftovers = |family| Box::new(Iptables::leftovers(Commands { family, variant })) as Box<dyn Firewall>;
+    let leftovers = |family| Box::new(Iptables::redirect_left(Commands { family, variant })) as Box<dyn Firewall>;
     Family::ALL.into_iter().map(leftovers).collect()
 }
 

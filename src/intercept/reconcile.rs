@@ -1,13 +1,19 @@
 //! Keeps guard and redirect in place: looks whenever the kernel announces a change of rules, and once in a while in any
 //! case, and puts back what is missing. Takes the first way to redirect that works.
+//!
+//! The guard comes first and waits for nothing: what redirects may hang, and is looked after beside it.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt as _, stream::BoxStream};
+use tokio::sync::watch;
 
 use super::{
-    Firewall, FirewallError, Part, Redirection,
-    announcements::{self, Changed},
+    Firewall, FirewallError, Part, Redirection, Rush, announcements,
     guard::Guard,
     obstacles::{self, Arrival, Obstacle},
     plan::{self, Backend, Wanted},
@@ -21,146 +27,202 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(800);
 /// Where it is.
 const LONG_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two looks at tables that change without pause.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks at routing rules that change without pause, and at tables.
+const ROUTING_PAUSE: Duration = Duration::from_millis(20);
+const TABLES_PAUSE: Duration = Duration::from_millis(200);
 /// A command that hangs must not leave us believing that all is well.
 const TIME_LIMIT: Duration = Duration::from_secs(15);
-/// Announcements that count as one.
-const LARGEST_CHUNK: usize = 1024;
+/// How long a way may take to be put in place, before the next one is tried.
+const WAY_TIME_LIMIT: Duration = Duration::from_secs(10);
+/// How long what is beside the redirect may keep it waiting.
+const BESIDE_TIME_LIMIT: Duration = Duration::from_secs(2);
 
 /// What keeps pods' requests coming here, and nowhere else.
 #[derive(Debug)]
 pub struct Interception {
-    /// The guard.
-    pub guard: Guard,
-    /// What is redirected.
-    pub redirection: Redirection,
-    /// How.
+    /// The addresses whose requests come to us.
+    pub addresses: Arc<[IpAddr]>,
+    /// Where we listen for them.
+    pub listening: Vec<SocketAddr>,
+    /// How many connections one pod may begin.
+    pub rush: Rush,
+    /// How they are redirected.
     pub wanted: Wanted,
 }
 
 /// Puts all in place, and then keeps it there; never ends.
 pub async fn keep(interception: &Interception, readiness: &Readiness, metrics: &Metrics) {
-    let backends = plan::backends(interception.wanted, &interception.redirection).await;
-    let mut keeper = Keeper { interception, chosen: None, arrival: Arrival::default(), told: Vec::new(), metrics };
+    let (stands, mut stood) = watch::channel(false);
+    let redirect = async {
+        // It would be of use also without the guard.
+        let _ = tokio::time::timeout(TIME_LIMIT, stood.wait_for(|stands| *stands)).await;
+        keep_redirect(interception, readiness, metrics).await;
+    };
+    tokio::join!(keep_guard(&interception.addresses, readiness, metrics, stands), redirect);
+}
+
+async fn keep_guard(addresses: &Arc<[IpAddr]>, readiness: &Readiness, metrics: &Metrics, stands: watch::Sender<bool>) {
+    let guard = Guard::new(Arc::clone(addresses));
+    let mut health = Health::new(Condition::Guard);
     let mut announcements = None;
-    let mut was_well = true;
-    let mut due = vec![Changed::Routing, Changed::Tables];
-    let mut tables_seen = Instant::now();
     loop {
-        let result = tokio::time::timeout(TIME_LIMIT, keeper.look(&backends, &due)).await;
-        let problem = match result {
-            Ok(Ok(())) => None,
-            Ok(Err(problem)) => Some(problem),
-            Err(_elapsed) => Some(format!("no result within {} s", TIME_LIMIT.as_secs())),
+        announcements = announcements.or_else(|| announcements::routing_rules().ok());
+        let look = async {
+            if *stands.borrow() { restore(Part::Guard, &guard, metrics).await } else { put(Part::Guard, &guard).await }
         };
-        match &problem {
-            None => {
+        let is_well = health.tell(limited(TIME_LIMIT, look).await, readiness);
+        if is_well {
+            stands.send_replace(true);
+        }
+        tokio::time::sleep(ROUTING_PAUSE).await;
+        next(&mut announcements, is_well).await;
+    }
+}
+
+async fn keep_redirect(interception: &Interception, readiness: &Readiness, metrics: &Metrics) {
+    let mut keeper = Keeper {
+        interception,
+        targets: Vec::new(),
+        backends: Vec::new(),
+        chosen: None,
+        is_well_beside: true,
+        arrival: Arrival::default(),
+        told: Vec::new(),
+        metrics,
+    };
+    let mut health = Health::new(Condition::Rules);
+    let (mut announcements, mut obstacles_seen) = (None, None::<Instant>);
+    loop {
+        if let (None, Some(backend)) = (&announcements, keeper.backend()) {
+            announcements = announcements::of_tables(backend.tables).ok();
+        }
+        let is_well = health.tell(keeper.look().await, readiness);
+        if obstacles_seen.is_none_or(|seen| seen.elapsed() >= INTERVAL) {
+            keeper.look_for_obstacles(readiness).await;
+            obstacles_seen = Some(Instant::now());
+        }
+        tokio::time::sleep(TABLES_PAUSE).await;
+        let is_announced = keeper.backend().is_some_and(|backend| backend.is_announced);
+        // What changed before there was somebody to listen is seen by the next look.
+        next(&mut announcements, is_well && is_announced).await;
+    }
+}
+
+/// Returns when it is time to look again. `is_quiet`: whether nothing needs to be seen but what is announced.
+async fn next(announcements: &mut Option<BoxStream<'static, ()>>, is_quiet: bool) {
+    let Some(stream) = announcements else { return tokio::time::sleep(INTERVAL).await };
+    let interval = if is_quiet { LONG_INTERVAL } else { INTERVAL };
+    if let Ok(None) = tokio::time::timeout(interval, stream.next()).await {
+        // The socket is gone; until there is another there is still the clock.
+        *announcements = None;
+    }
+}
+
+async fn limited<T>(limit: Duration, look: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let elapsed = |_| Err(format!("no result within {} s", limit.as_secs()));
+    tokio::time::timeout(limit, look).await.unwrap_or_else(elapsed)
+}
+
+/// Whether rules are in place, as it was told last.
+struct Health {
+    condition: Condition,
+    was_well: bool,
+}
+
+impl Health {
+    fn new(condition: Condition) -> Self {
+        Self { condition, was_well: true }
+    }
+
+    fn tell(&mut self, look: Result<(), String>, readiness: &Readiness) -> bool {
+        let was_well = std::mem::replace(&mut self.was_well, look.is_ok());
+        match look {
+            Ok(()) => {
                 if !was_well {
-                    tracing::info!("rules are in place");
+                    tracing::info!("{} in place again", self.condition.name());
                 }
-                readiness.holds(Condition::Rules);
+                readiness.holds(self.condition);
             }
-            Some(problem) => {
+            Err(problem) => {
                 if was_well {
                     tracing::error!("rules are not in place, and tried again: {problem}");
                 }
-                readiness.lacks(Condition::Rules, problem);
+                readiness.lacks(self.condition, problem);
             }
         }
-        was_well = problem.is_none();
-        keeper.look_for_obstacles(readiness).await;
-        if due.contains(&Changed::Tables) {
-            tables_seen = Instant::now();
-        }
-        let is_announced = keeper.chosen.is_some_and(|backend| backend.is_announced);
-        if let (None, Some(backend)) = (&announcements, keeper.chosen) {
-            // What changed before is seen by the next look, which comes soon the first time.
-            announcements = listen(backend);
-            due = vec![Changed::Routing, Changed::Tables];
-            continue;
-        }
-        let interval = if was_well && is_announced && announcements.is_some() { LONG_INTERVAL } else { INTERVAL };
-        due = next(&mut announcements, interval).await;
-        if due == [Changed::Tables] {
-            tokio::time::sleep(PAUSE.saturating_sub(tables_seen.elapsed())).await;
-        }
+        self.was_well
     }
-}
-
-type Announcements = BoxStream<'static, Vec<Changed>>;
-
-fn listen(backend: &Backend) -> Option<Announcements> {
-    match announcements::listen(backend.tables) {
-        Ok(announcements) => Some(announcements.ready_chunks(LARGEST_CHUNK).boxed()),
-        Err(error) => {
-            tracing::debug!(%error, "the kernel's announcements cannot be heard");
-            None
-        }
-    }
-}
-
-/// What is to be looked at next, when it is.
-async fn next(announcements: &mut Option<Announcements>, interval: Duration) -> Vec<Changed> {
-    let announced = async {
-        match announcements {
-            Some(announcements) => announcements.next().await,
-            None => std::future::pending().await,
-        }
-    };
-    let mut changed = match tokio::time::timeout(interval, announced).await {
-        Ok(Some(changed)) => changed,
-        // The socket is gone; until there is another there is still the clock.
-        Ok(None) => {
-            *announcements = None;
-            tokio::time::sleep(INTERVAL).await;
-            vec![Changed::Routing, Changed::Tables]
-        }
-        Err(_elapsed) => vec![Changed::Routing, Changed::Tables],
-    };
-    changed.sort_unstable();
-    changed.dedup();
-    changed
 }
 
 struct Keeper<'a> {
     interception: &'a Interception,
+    /// The node's addresses that are redirected to.
+    targets: Vec<SocketAddr>,
+    backends: Vec<Backend>,
     /// The way that worked.
-    chosen: Option<&'a Backend>,
+    chosen: Option<usize>,
+    /// Whether nothing is known to be wrong with what is beside the redirect.
+    is_well_beside: bool,
     arrival: Arrival,
     /// The obstacles that the log tells of.
     told: Vec<Obstacle>,
     metrics: &'a Metrics,
 }
 
-impl<'a> Keeper<'a> {
-    async fn look(&mut self, backends: &'a [Backend], due: &[Changed]) -> Result<(), String> {
-        let Some(chosen) = self.chosen else { return self.begin(backends).await };
-        if due.contains(&Changed::Routing) {
-            self.restore(Part::Guard, &self.interception.guard).await?;
+impl Keeper<'_> {
+    fn backend(&self) -> Option<&Backend> {
+        self.backends.get(self.chosen?)
+    }
+
+    async fn look(&mut self) -> Result<(), String> {
+        // An address may go, and then be another machine's.
+        let targets = super::targets(&self.interception.listening);
+        if targets.is_empty() {
+            return Err("the node has no address of its own to redirect to: --listen must name one".to_owned());
         }
-        if due.contains(&Changed::Tables) {
-            for (part, firewall) in &chosen.parts {
-                self.restore(*part, firewall.as_ref()).await?;
+        if targets != self.targets {
+            if !self.targets.is_empty() {
+                tracing::info!(?targets, "the node's addresses changed");
+            }
+            let redirection = Redirection {
+                addresses: Arc::clone(&self.interception.addresses),
+                targets,
+                rush: self.interception.rush,
+            };
+            let planned = async { Ok(plan::backends(self.interception.wanted, &redirection).await) };
+            self.backends = limited(TIME_LIMIT, planned).await?;
+            (self.targets, self.chosen) = (redirection.targets, None);
+        }
+        match self.chosen {
+            None => self.begin().await,
+            Some(chosen) => {
+                let mut beside = Ok(());
+                let backend = self.backends.get(chosen).map(|backend| &backend.parts).into_iter().flatten();
+                for (part, firewall) in backend {
+                    let limit = if part.is_beside() { BESIDE_TIME_LIMIT } else { TIME_LIMIT };
+                    let restored = limited(limit, restore(*part, firewall.as_ref(), self.metrics)).await;
+                    if part.is_beside() { beside = beside.and(restored) } else { restored? }
+                }
+                self.tell_of_what_is_beside(beside);
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// All is written anew the first time, also what is there: an earlier run may have had another port.
-    async fn begin(&mut self, backends: &'a [Backend]) -> Result<(), String> {
-        put(Part::Guard, &self.interception.guard).await?;
+    async fn begin(&mut self) -> Result<(), String> {
         let mut problems = Vec::new();
-        for backend in backends {
-            match install(backend).await {
-                Ok(()) => {
+        for (index, backend) in self.backends.iter().enumerate() {
+            match limited(WAY_TIME_LIMIT, install(backend)).await {
+                Ok(beside) => {
                     for problem in &problems {
                         tracing::info!("{problem}");
                     }
                     tracing::info!("pods' requests are redirected by {}", backend.name);
                     self.metrics.intercept.reset();
                     self.metrics.intercept.with_label_values(&[backend.name]).set(1);
-                    self.chosen = Some(backend);
+                    self.chosen = Some(index);
+                    self.tell_of_what_is_beside(beside);
                     return Ok(());
                 }
                 Err(problem) => problems.push(format!("{} does not work here: {problem}", backend.name)),
@@ -169,15 +231,12 @@ impl<'a> Keeper<'a> {
         Err(problems.join("; "))
     }
 
-    async fn restore(&self, part: Part, firewall: &dyn Firewall) -> Result<(), String> {
-        let named = |error| format!("{part}: {error}");
-        if firewall.present().await.map_err(named)? {
-            return Ok(());
+    /// It matters only behind a firewall, or where another redirect comes back; whether packets come is seen by themselves.
+    fn tell_of_what_is_beside(&mut self, result: Result<(), String>) {
+        let was_well = std::mem::replace(&mut self.is_well_beside, result.is_ok());
+        if let (true, Err(problem)) = (was_well, result) {
+            tracing::warn!("not all is in place beside the redirect, and tried again: {problem}");
         }
-        tracing::warn!(%part, "rules of ours were missing; they are put back");
-        firewall.install().await.map_err(named)?;
-        self.metrics.rules_restored.with_label_values(&[part.label()]).inc();
-        Ok(())
     }
 
     async fn look_for_obstacles(&mut self, readiness: &Readiness) {
@@ -186,7 +245,7 @@ impl<'a> Keeper<'a> {
             tracing::debug!(%error, "it cannot be seen whether something is in the way of pods' packets");
             Vec::new()
         });
-        let parts = self.chosen.iter().flat_map(|backend| &backend.parts);
+        let parts = self.backend().map(|backend| &backend.parts).into_iter().flatten();
         let redirected = parts.filter_map(|(_, firewall)| firewall.redirected()).sum();
         if self.arrival.look(redirected, arrived, Instant::now()) {
             obstacles.push(Obstacle::Lost);
@@ -216,23 +275,48 @@ async fn put(part: Part, firewall: &dyn Firewall) -> Result<(), String> {
     if firewall.present().await.map_err(named)? { Ok(()) } else { Err(format!("{part}: put in place, and not there")) }
 }
 
-/// Puts all of it in place, and takes out what would be beside it; where that cannot be done, nothing of it stays.
-async fn install(backend: &Backend) -> Result<(), String> {
+async fn restore(part: Part, firewall: &dyn Firewall, metrics: &Metrics) -> Result<(), String> {
+    let named = |error: FirewallError| format!("{part}: {error}");
+    if firewall.present().await.map_err(named)? {
+        return Ok(());
+    }
+    tracing::warn!(%part, "rules of ours were missing; they are put back");
+    firewall.install().await.map_err(named)?;
+    metrics.rules_restored.with_label_values(&[part.label()]).inc();
+    Ok(())
+}
+
+/// Puts all of it in place, and takes out what would be beside it; where that cannot be done, nothing of it stays. Says
+/// whether what is beside the redirect is there too.
+async fn install(backend: &Backend) -> Result<Result<(), String>, String> {
+    let mut beside = Ok(());
     for (part, firewall) in &backend.parts {
-        if let Err(problem) = put(*part, firewall.as_ref()).await {
-            for (_, firewall) in &backend.parts {
-                // It may never have been there.
-                let _: Result<(), FirewallError> = firewall.remove().await;
+        if part.is_beside() {
+            beside = beside.and(limited(BESIDE_TIME_LIMIT, put(*part, firewall.as_ref())).await);
+            continue;
+        }
+        match put(*part, firewall.as_ref()).await {
+            Ok(()) => {}
+            Err(problem) => {
+                for (_, firewall) in &backend.parts {
+                    // It may never have been there.
+                    let _: Result<(), FirewallError> = firewall.remove().await;
+                }
+                return Err(problem);
             }
-            return Err(problem);
         }
     }
     for other in &backend.others {
-        match other.remove().await {
-            // What is not installed has put nothing there.
-            Ok(()) | Err(FirewallError::Missing { .. }) => {}
-            Err(error) => tracing::warn!(%error, "what an earlier run may have left could not be taken out"),
+        let removed = async {
+            match other.remove().await {
+                // What is not installed has put nothing there.
+                Ok(()) | Err(FirewallError::Missing { .. }) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        if let Err(problem) = limited(BESIDE_TIME_LIMIT, removed).await {
+            tracing::warn!("what an earlier run may have left could not be taken out: {problem}");
         }
     }
-    Ok(())
+    Ok(beside)
 }

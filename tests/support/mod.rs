@@ -110,7 +110,7 @@ impl Daemon {
         Self::started_in(sandbox, &[], flags)
     }
 
-    fn started_in(sandbox: &Sandbox, environment: &[(&str, &str)], flags: &[&str]) -> Self {
+    pub fn started_in(sandbox: &Sandbox, environment: &[(&str, &str)], flags: &[&str]) -> Self {
         let command = sandbox.daemon(daemon_binary()).args(flags);
         Self::of(sandbox, environment.iter().fold(command, |command, (name, value)| command.env(name, value)))
     }
