@@ -98,7 +98,7 @@ fn without_net_admin_it_says_what_it_cannot_do_and_is_not_ready() {
     let _daemon = Daemon::of(&sandbox, confined(&sandbox, &[]));
     eventually("it says so", || {
         let lacks = support::admin_if_up(&sandbox, "/readyz").unwrap_or_default();
-        lacks.contains("rules: guard: a routing rule could not be added") && lacks.contains("not permitted")
+        lacks.contains("guard: a routing rule could not be added") && lacks.contains("not permitted")
     });
     assert!(sdk(&sandbox, &web).arn.unwrap().contains("assumed-role/node/"), "nothing was changed on the node");
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use sandbox::sandbox::Pod;
+use sandbox::sandbox::{Pod, Sandbox};
 use support::{Daemon, ROLE_NAME, ask, connect, eventually, http, rules, with_a_pod};
 
 const CLIENTS: usize = 32;
@@ -198,5 +198,90 @@ fn a_daemon_that_hangs_is_waited_for() {
     eventually("it waits", || next.log().contains("a daemon runs here that does not answer"));
     hung.kill();
     next.wait_until_ready(&sandbox);
+    assert_eq!(support::role_status(&web), 200);
+}
+
+/// Requests under load while a next daemon takes the rules and does not serve; the one before goes on as if nothing had been.
+fn a_next_one_that_takes_and_does_not_serve(hinder: impl Fn(&Sandbox) -> Daemon, end: impl FnOnce(Daemon)) {
+    let (sandbox, web) = with_a_pod();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    has_credentials(&web);
+    under_load(&web, || {
+        let next = hinder(&sandbox);
+        says(&daemon, "did not take over; this one goes on", 1);
+        for _ in 0..2 {
+            let flush = "nft flush ruleset; ip rule flush; ip rule add pref 32766 lookup main";
+            assert!(sandbox.node().command("sh").args(["-c", flush]).status().unwrap().success());
+            eventually("the rules are cared for, whoever hangs with their lock", || {
+                let rules = rules(&sandbox);
+                rules.contains("dnat ip to") && rules.contains("169.254.169.254 prohibit")
+            });
+        }
+        end(next);
+    });
+    eventually("it is ready", || support::admin(&sandbox, "/readyz").0 == 200);
+    assert_eq!(sandbox.cloud.imds.credential_requests(), 0);
+    let mut after = Daemon::started(&sandbox, &[]);
+    says(&after, TAKEN, 1);
+    daemon.stop();
+    after.wait_until_ready(&sandbox);
+}
+
+#[test]
+fn a_daemon_goes_on_if_the_next_one_cannot_write_rules_and_that_one_ends() {
+    let without_commands = |sandbox: &Sandbox| Daemon::started_in(sandbox, &[("PATH", "/nowhere")], &[]);
+    a_next_one_that_takes_and_does_not_serve(without_commands, |mut next| {
+        assert_eq!(next.process.wait().unwrap().code(), Some(1), "to be started again");
+    });
+}
+
+#[test]
+fn a_daemon_goes_on_if_the_next_one_stands_still_with_the_rules_and_that_one_ends_once_it_moves() {
+    let slow = |sandbox: &Sandbox| {
+        let mut next = Daemon::started_in(sandbox, &[("PATH", "/nowhere")], &[]);
+        // It has the rules by then, and can do nothing with them.
+        says(&next, "rules are not in place", 1);
+        next.process.signal(Signal::SIGSTOP).unwrap();
+        next
+    };
+    a_next_one_that_takes_and_does_not_serve(slow, |mut next| {
+        next.process.signal(Signal::SIGCONT).unwrap();
+        assert_eq!(next.process.wait().unwrap().code(), Some(1), "to be started again");
+    });
+}
+
+#[test]
+fn of_three_in_a_row_the_one_in_the_middle_may_end_first() {
+    let (sandbox, web) = with_a_pod();
+    let first = Daemon::ready(&sandbox, &[]);
+    has_credentials(&web);
+    let second = Daemon::started(&sandbox, &[]);
+    says(&first, HANDED_OVER, 1);
+    let mut third = Daemon::started(&sandbox, &[]);
+    says(&second, HANDED_OVER, 2);
+    assert!(second.stop().success());
+    thread::sleep(Duration::from_secs(3));
+    assert!(first.stop().success(), "somebody serves: no reason to end with an error");
+    third.wait_until_ready(&sandbox);
+    assert_eq!(support::role_status(&web), 200);
+}
+
+#[test]
+fn a_state_directory_that_was_taken_away_costs_no_upgrade() {
+    let (sandbox, web) = with_a_pod();
+    let daemon = Daemon::ready(&sandbox, &[]);
+    has_credentials(&web);
+    std::fs::remove_dir_all(sandbox.state_dir()).unwrap();
+    says(&daemon, "the offer of the sockets was taken away", 1);
+    let mut after = None;
+    under_load(&web, || {
+        eventually("it is made again", || sandbox.state_dir().join("handover.sock").exists());
+        let next = Daemon::started(&sandbox, &[]);
+        says(&next, TAKEN, 1);
+        says(&daemon, HANDED_OVER, 1);
+        assert!(daemon.stop().success());
+        after = Some(next);
+    });
+    after.unwrap().wait_until_ready(&sandbox);
     assert_eq!(support::role_status(&web), 200);
 }

@@ -269,14 +269,19 @@ impl Keeper<'_> {
     }
 }
 
+/// The guard has a condition of its own, by whose name it is told.
+fn named(part: Part, error: &FirewallError) -> String {
+    if part == Part::Guard { error.to_string() } else { format!("{part}: {error}") }
+}
+
 async fn put(part: Part, firewall: &dyn Firewall) -> Result<(), String> {
-    let named = |error: FirewallError| format!("{part}: {error}");
+    let named = |error| named(part, &error);
     firewall.install().await.map_err(named)?;
     if firewall.present().await.map_err(named)? { Ok(()) } else { Err(format!("{part}: put in place, and not there")) }
 }
 
 async fn restore(part: Part, firewall: &dyn Firewall, metrics: &Metrics) -> Result<(), String> {
-    let named = |error: FirewallError| format!("{part}: {error}");
+    let named = |error| named(part, &error);
     if firewall.present().await.map_err(named)? {
         return Ok(());
     }
