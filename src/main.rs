@@ -107,12 +107,23 @@ fn check_rules(expected: &Expected) -> anyhow::Result<ExitCode> {
     Ok(if check::is_well(&findings) { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
 }
 
+/// Of tables that are not those that a daemon here writes.
+const NOT_LOOKED_AT: &str =
+    "rules of an earlier run with other rights or commands would stay, for this cannot be looked at";
+
 fn remove_rules(removal: Removal) -> anyhow::Result<ExitCode> {
     let runtime = for_a_moment()?;
     if !removal.stay {
-        return runtime.block_on(app::removal::once(&removal.state_dir)).map(|()| ExitCode::SUCCESS);
+        runtime.block_on(app::removal::once(&removal.state_dir))?;
+        for tables in runtime.block_on(intercept::unseen()) {
+            let _ = writeln!(io::stderr(), "kube2irsa: warning: {NOT_LOOKED_AT}: {tables}");
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     telemetry::start(removal.log_format, removal.log_level);
+    for tables in runtime.block_on(intercept::unseen()) {
+        tracing::warn!("{NOT_LOOKED_AT}: {tables}");
+    }
     runtime.block_on(async { app::removal::stay(removal, told_to_stop()?).await }).map(|()| ExitCode::SUCCESS)
 }
 

@@ -183,6 +183,63 @@ fn a_routing_rule_in_the_way_is_named() {
 }
 
 #[test]
+fn a_routing_rule_by_a_pods_link_before_the_guard_is_a_way_out() {
+    let sandbox = sandbox();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    sh(&sandbox, "ip rule add pref 1 iif pod-link lookup 100");
+    let found = "guard (IPv4): another's rule comes before it, and packets may leave by that: 1: from all iif pod-link";
+    is_found(&sandbox, &[], found);
+    assert!(
+        !check(&sandbox, &[]).1.contains("guard of 169.254.169.254: whole"),
+        "nobody is refused by rules that come later"
+    );
+    sh(&sandbox, "ip rule del pref 1 iif pod-link; ip rule add pref 3 iif pod-link lookup 100");
+    let (code, said) = check(&sandbox, &[]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn packets_that_are_lost_before_they_are_redirected_are_told_of() {
+    let sandbox = sandbox();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    for by in ["iptables-nft", "iptables-legacy"] {
+        for (table, rule) in [("raw", "-d 169.254.0.0/16 -j NOTRACK"), ("mangle", "-d 169.254.169.254 -j DROP")] {
+            sh(&sandbox, &format!("{by} -t {table} -I PREROUTING {rule}"));
+            is_found(&sandbox, &[], "packets for 169.254.169.254 are dropped, or never redirected, by another's rule");
+            sh(&sandbox, &format!("{by} -t {table} -F PREROUTING"));
+        }
+    }
+    let (code, said) = check(&sandbox, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    sh(
+        &sandbox,
+        "nft 'table ip o { chain c { type nat hook prerouting priority -120; tcp dport 80 redirect to :81; }; }'",
+    );
+    is_found(&sandbox, &[], "another rule for 169.254.169.254 before ours (nft): ip o c: tcp dport 80 redirect to :81");
+}
+
+#[test]
+fn legacy_tables_of_others_are_no_fault_with_and_without_the_right_to_see_them() {
+    let sandbox = sandbox();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    sh(&sandbox, "iptables-legacy -A INPUT -i docker0 -j ACCEPT; iptables-legacy -t nat -N OTHER");
+    let (code, said) = check(&sandbox, &[]);
+    assert_eq!((code, wrong(&said).as_slice()), (Some(0), &[][..]), "{said}");
+    let rights = ["--bounding-set", "-all,+net_admin", "--inh-caps", "-all", "--ambient-caps", "-all"];
+    let command = sandbox.node().command("setpriv").args(rights).arg(daemon_binary()).args(["rules", "check"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!((output.status.code(), wrong(&said).as_slice()), (Some(0), &[][..]), "{said}");
+    assert!(
+        said.contains("[warn] redirect by iptables-legacy: not looked at: iptables-legacy needs NET_RAW"),
+        "{said}"
+    );
+    sh(&sandbox, "iptables-legacy -P INPUT DROP");
+    let (_, said) = check(&sandbox, &[]);
+    assert!(said.contains("[warn] input: iptables-legacy, whose tables are not the node's own, may keep"), "{said}");
+}
+
+#[test]
 fn where_pods_can_send_from_each_others_addresses_it_is_said() {
     let sandbox = sandbox_with(PodNetwork::Bridge);
     let _pods = ["a", "b"].map(|name| sandbox.add_pod("team-a", name, "web").unwrap());

@@ -253,13 +253,29 @@ fn another_interceptors_rule_for_the_same_address_comes_after_ours() {
     let sandbox = sandbox();
     let web = exposed_pod(&sandbox);
     let mut daemon = Daemon::ready(&sandbox, &["--intercept", "iptables"]);
-    let other =
-        "iptables -t nat -I PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to 10.0.0.10:9999";
-    assert!(sandbox.node().command("sh").args(["-c", other]).status().unwrap().success());
-    eventually("our jump is before the other's", || {
-        role_status_or_none(&web) == Some(200) && support::rules(&sandbox).contains("9999")
-    });
-    daemon.wait_until_ready(&sandbox);
+    // By its address, by a prefix with it, and by its port alone.
+    for other in [
+        "-d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to 10.0.0.10:9999",
+        "-d 169.254.0.0/16 -p tcp -m tcp --dport 80 -j DNAT --to 10.0.0.10:9998",
+        "-p tcp -m tcp --dport 80 -j REDIRECT --to-ports 9997",
+    ] {
+        let insert = format!("iptables -t nat -I PREROUTING {other}");
+        assert!(sandbox.node().command("sh").args(["-c", &insert]).status().unwrap().success());
+        let port = other.split_at(other.len() - 4).1;
+        eventually("our jump is before the other's", || {
+            role_status_or_none(&web) == Some(200) && support::rules(&sandbox).contains(port)
+        });
+        daemon.wait_until_ready(&sandbox);
+    }
+    // And nothing is done again once it is.
+    let restored = || {
+        let metrics = support::admin(&sandbox, "/metrics").1;
+        metrics.lines().filter(|line| line.contains("restored_total")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = restored();
+    assert!(!before.is_empty());
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(restored(), before);
 }
 
 fn role_status_or_none(pod: &Pod) -> Option<u16> {
@@ -289,4 +305,26 @@ fn rules_that_cannot_be_removed_stay(backend: &str, command: &str) {
     assert!(support::rules(&sandbox).to_lowercase().contains("kube2irsa"));
     assert!(remove("/usr/sbin:/sbin").status.success());
     assert!(!support::rules(&sandbox).to_lowercase().contains("kube2irsa"));
+}
+
+#[test]
+fn without_iptables_and_without_rules_by_it_nothing_of_ours_stays() {
+    let sandbox = sandbox();
+    let before = support::rules(&sandbox);
+    assert!(Daemon::ready(&sandbox, &["--intercept", "nft"]).stop().success());
+    let nft_only = sandbox.directory().join("nft-only");
+    std::fs::create_dir(&nft_only).unwrap();
+    std::os::unix::fs::symlink("/usr/sbin/nft", nft_only.join("nft")).unwrap();
+    let remove = || {
+        let command = sandbox.node().command(support::daemon_binary()).args(["rules", "remove"]);
+        let output = command.env("PATH", nft_only.to_str().unwrap()).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (done, said) = remove();
+    assert!(done && said.contains("cannot be looked at: legacy iptables, for iptables is not installed"), "{said}");
+    assert_eq!(support::rules(&sandbox), before);
+    // `nft` sees what was put there by iptables.
+    assert!(Daemon::ready(&sandbox, &["--intercept", "iptables"]).stop().success());
+    let (done, said) = remove();
+    assert!(!done && said.contains("not removed: iptables is not installed"), "{said}");
 }

@@ -192,3 +192,48 @@ fn once_it_is_refused_while_a_daemon_runs_and_then_leaves_nothing_of_ours() {
     assert_eq!(kube2irsa_rules(&sandbox, &arguments).0, Some(0));
     assert!(!state_dir.exists());
 }
+
+#[test]
+fn legacy_tables_of_others_that_need_another_right_keep_nothing_there_and_are_told_of() {
+    let (sandbox, _web) = with_a_pod();
+    sh(&sandbox, "iptables-legacy -t nat -N OTHER");
+    let before = everything(&sandbox);
+    assert!(Daemon::ready(&sandbox, &["--intercept", "nft"]).stop().success());
+    let state_dir = sandbox.state_dir();
+    let remove = |path: &str| {
+        let rights = ["--bounding-set", "-all,+net_admin", "--inh-caps", "-all", "--ambient-caps", "-all"];
+        let command = sandbox.node().command("/usr/bin/setpriv").args(rights).arg(daemon_binary());
+        let command = command.args(["rules", "remove", "--state-dir", state_dir.to_str().unwrap()]);
+        let output = command.env("PATH", path).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    // Where they are the node's own, ours may be in them.
+    let legacy_only = sandbox.directory().join("legacy-only");
+    fs::create_dir(&legacy_only).unwrap();
+    for (name, command) in [("nft", "nft"), ("iptables", "iptables-legacy"), ("iptables-legacy", "iptables-legacy")] {
+        symlink(format!("/usr/sbin/{command}"), legacy_only.join(name)).unwrap();
+    }
+    let (code, said) = remove(legacy_only.to_str().unwrap());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("not removed: iptables -w 5") && said.contains("Permission denied"), "{said}");
+    assert!(state_dir.exists());
+
+    let (code, said) = remove("/usr/sbin:/sbin");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("cannot be looked at: iptables-legacy (needs NET_RAW"), "{said}");
+    assert_eq!(everything(&sandbox), before);
+    assert!(!state_dir.exists());
+    // Who stays says it once, and is ready.
+    assert!(Daemon::ready(&sandbox, &["--intercept", "nft"]).stop().success());
+    let log = sandbox.directory().join("remover.log");
+    let rights = ["--bounding-set", "-all,+net_admin", "--inh-caps", "-all", "--ambient-caps", "-all"];
+    let command = sandbox.node().command("/usr/bin/setpriv").args(rights).arg(daemon_binary());
+    let command = command.args(["rules", "remove", "--stay", "--state-dir", state_dir.to_str().unwrap()]);
+    let process = command.stderr(File::create(&log).unwrap()).spawn().unwrap();
+    let remover = Remover { process, log };
+    remover.says("cannot be looked at: iptables-legacy (needs NET_RAW");
+    remover.says(OUT);
+    eventually("ready", || admin_if_up(&sandbox, "/readyz").is_some_and(|said| said == "ok\n"));
+    assert_eq!(everything(&sandbox), before);
+    remover.stop();
+}

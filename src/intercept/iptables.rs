@@ -28,6 +28,7 @@ use futures::future::BoxFuture;
 use super::{
     Family, Firewall, FirewallError, Redirection, Rush,
     command::{Done, run},
+    rivals,
 };
 
 /// How long to wait for another program that holds the lock, in seconds.
@@ -343,7 +344,10 @@ impl Part {
         our_jumps(listed, self.from, self.chain) == lines
             && self.jumps.iter().zip(&lines).all(|(jump, line)| {
                 jump.address.is_none_or(|address| {
-                    listed.lines().take_while(|other| other != line).all(|other| !names(other, address))
+                    listed
+                        .lines()
+                        .take_while(|other| other != line)
+                        .all(|other| rivals::takes(other, address).is_none())
                 })
             })
     }
@@ -371,13 +375,6 @@ impl Firewall for Iptables {
 pub(super) fn our_jumps(listed: &str, from: &str, chain: &str) -> Vec<String> {
     let ours = |line: &&str| line.starts_with(&format!("-A {from} ")) && line.ends_with(&format!(" -j {chain}"));
     listed.lines().filter(ours).map(str::to_owned).collect()
-}
-
-/// Whether a rule is for this very address, as another interceptor's would be. Rules for other addresses, and jumps for
-/// all, are left before ours: some CNI plugins insist on the first place, and do nothing with these packets.
-pub(super) fn names(rule: &str, address: IpAddr) -> bool {
-    let address = address.to_string();
-    rule.split(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':').any(|word| word == address)
 }
 
 /// Rules, as `-v -S` prints them, without their counters, and the packets that all have counted.
@@ -526,8 +523,13 @@ mod tests {
             "-A PREROUTING -d 169.254.170.23/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:81";
         let kube_proxy = "-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES";
         let third = "-A PREROUTING -d 169.254.170.23/32 -p tcp -m tcp --dport 80 -j KUBE2IRSA";
+        let prefix = "-A PREROUTING -d 169.254.170.0/24 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:81";
+        let all = "-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 81";
         for (rules, good) in [
             (&[metadata, container, other][..], true),
+            (&[metadata, container, prefix, all], true),
+            (&[metadata, prefix, container], false),
+            (&[all, metadata, container], false),
             (&[kube_proxy, metadata, container, range], true),
             // It takes nothing of ours.
             (&[elsewhere, metadata, container], true),

@@ -31,6 +31,8 @@ pub(super) struct Tables {
     pub(super) commands: Commands,
     pub(super) nat: Read<Option<Chains>>,
     pub(super) filter: Read<Option<Chains>>,
+    /// `PREROUTING` of the tables that packets pass before `nat`, of the variant that `nft` does not see.
+    pub(super) before_nat: Vec<(&'static str, Read<String>)>,
 }
 
 /// Everything of ours that a run may have put on the node, and what is beside it.
@@ -112,8 +114,15 @@ impl Tables {
             let ours = commands.list_if_there(table, chain).await?.map(|listed| without_counts(&listed).0);
             Ok(Some(Chains { from: commands.list(table, from).await?, ours }))
         };
+        let mut before_nat = Vec::new();
+        for table in ["raw", "mangle"] {
+            if commands.variant == Variant::Legacy && commands.may_ask(table) {
+                before_nat.push((table, commands.list(table, "PREROUTING").await));
+            }
+        }
         Self {
             commands,
+            before_nat,
             nat: read(NAT, "PREROUTING", NAT_CHAIN).await,
             filter: read(FILTER, "INPUT", INPUT_CHAIN).await,
         }

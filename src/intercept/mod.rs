@@ -16,6 +16,8 @@ pub mod obstacles;
 pub mod original;
 pub mod plan;
 pub mod reconcile;
+mod rivals;
+mod unseen;
 
 use std::{
     fmt,
@@ -24,6 +26,8 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+
+use self::unseen::Own;
 
 /// The metadata service over IPv4.
 pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -260,11 +264,12 @@ pub fn targets(listening: &[SocketAddr]) -> Vec<SocketAddr> {
 }
 
 /// Takes every rule of ours out of the node, whoever put it there: what can be taken out, also if something
-/// cannot.
+/// cannot. What [`unseen`] tells of is left.
 ///
 /// # Errors
 /// All that could not be taken out.
 pub async fn remove_all() -> Result<(), Vec<FirewallError>> {
+    let own = Own::read().await;
     let mut errors = Vec::new();
     // What is ours is known by its name and mark, whatever addresses it is for.
     for leftover in plan::everything() {
@@ -272,9 +277,35 @@ pub async fn remove_all() -> Result<(), Vec<FirewallError>> {
             Ok(()) => {}
             // The same rules by another of its names, and by IPv6's, which come together.
             Err(FirewallError::Missing { command, .. }) if !["nft", "iptables"].contains(&command.as_str()) => {}
+            Err(FirewallError::Missing { command, .. })
+                if command == "iptables" && nft_sees_none_of_iptables().await => {}
+            Err(error) if own.lacks_right(&error).is_some() => {}
             Err(error) => errors.push(error),
         }
     }
     errors.extend(guard::Guard::new(Arc::default()).remove().await.err());
     if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Without iptables: its tables of nftables are seen by `nft` too.
+async fn nft_sees_none_of_iptables() -> bool {
+    nft::list_all().await.is_ok_and(|ruleset| !ruleset.contains(&format!("chain {}", iptables::NAT_CHAIN)))
+}
+
+/// In which tables rules of ours could be that [`remove_all`] can neither see nor need fail for: only a run with other rights
+/// or commands can have left some.
+pub async fn unseen() -> Vec<String> {
+    let own = Own::read().await;
+    let mut unseen = Vec::new();
+    if own.system.is_none() && nft_sees_none_of_iptables().await {
+        unseen.push("legacy iptables, for iptables is not installed".to_owned());
+    }
+    let listing = listing::Listing::read().await;
+    let commands = listing.unread().filter_map(|error| own.lacks_right(error));
+    for text in commands.map(|command| format!("{command} ({})", unseen::NEEDS_RAW)) {
+        if !unseen.contains(&text) {
+            unseen.push(text);
+        }
+    }
+    unseen
 }

@@ -11,7 +11,7 @@ use super::{Family, FirewallError, guard};
 
 /// The kernel's table of the node's own addresses.
 pub(super) const LOCAL_TABLE: u32 = 255;
-const LOOPBACK: &str = "lo";
+pub(super) const LOOPBACK: &str = "lo";
 /// A link that Cilium makes on every node.
 const CILIUM: &str = "cilium_host";
 /// A client tries again after one second, and after two more.

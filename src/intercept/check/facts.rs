@@ -16,6 +16,7 @@ use tokio::{
 use crate::intercept::{
     listing::{Listing, Read},
     nft, obstacles, own_addresses,
+    unseen::Own,
 };
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -27,6 +28,8 @@ const LISTENS: &str = "0A";
 #[derive(Debug)]
 pub struct Facts {
     pub(super) listing: Listing,
+    /// Which tables of iptables are the node's.
+    pub(super) own_tables: Own,
     /// All of nftables.
     pub(super) ruleset: Read<String>,
     /// The node's own addresses.
@@ -67,6 +70,7 @@ impl Facts {
         };
         Self {
             listing: Listing::read().await,
+            own_tables: Own::read().await,
             ruleset: nft::list_all().await,
             own: own_addresses().unwrap_or_default(),
             listening: listening(),

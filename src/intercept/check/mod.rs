@@ -22,6 +22,7 @@ use super::{
     Family, FirewallError, guard, listing,
     obstacles::{self, Obstacle},
     plan::Wanted,
+    unseen::{NEEDS_RAW, Own},
 };
 
 /// What the daemon on this node is meant to do.
@@ -124,13 +125,17 @@ impl Findings {
         self.add(Mark::Unknown, format!("{what}: cannot be seen: {why}"));
     }
 
-    /// What is not installed may have been, and its rules may be there; but where all else is well, nobody needs it.
-    fn unread(&mut self, what: &str, error: &FirewallError) {
+    /// What is not installed may have been, and its rules may be there; but where all else is well, nobody needs it. Nor
+    /// tables of another variant than the node's own, for which there is no right.
+    fn unread(&mut self, what: &str, error: &FirewallError, own: Own) {
         match error {
             FirewallError::Missing { command, .. } => {
                 self.warn(format!("{what}: not looked at, for {command} is not installed"));
             }
-            error => self.unknown(what, error),
+            error => match own.lacks_right(error) {
+                Some(command) => self.warn(format!("{what}: not looked at: {command} {NEEDS_RAW}")),
+                None => self.unknown(what, error),
+            },
         }
     }
 }
@@ -138,7 +143,7 @@ impl Findings {
 /// With `--intercept observe` or `none`.
 fn nothing_wanted(facts: &Facts, findings: &mut Findings) {
     for error in facts.listing.unread() {
-        findings.unread("rules of ours", error);
+        findings.unread("rules of ours", error, facts.own_tables);
     }
     let left = facts.listing.to_string();
     let rules = left.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
@@ -165,6 +170,17 @@ fn guard_of_each(expected: &Expected, facts: &Facts, findings: &mut Findings) {
                 continue;
             }
         };
+        // In the kernel's order.
+        let ours = rules.iter().rposition(guard::is_ours).unwrap_or_default();
+        let before = rules.iter().take(ours).filter(|rule| {
+            let leads_on = matches!(rule.header.action, RuleAction::ToTable | RuleAction::Goto);
+            leads_on
+                && !guard::is_ours(rule)
+                && obstacles::table(rule) != obstacles::LOCAL_TABLE
+                // What comes by it is the node's own.
+                && obstacles::link(rule) != Some(obstacles::LOOPBACK)
+        });
+        let before = before.collect::<Vec<_>>();
         for address in addresses {
             match guard::lacks(rules, *address) {
                 Some(lacks) => findings.fail(format!("guard of {address}: {lacks}")),
@@ -172,19 +188,10 @@ fn guard_of_each(expected: &Expected, facts: &Facts, findings: &mut Findings) {
                     "guard of {address}: whole, but the address is the node's own (EKS Pod Identity's agent?), and \
                      only the redirect keeps pods from it"
                 )),
+                None if !before.is_empty() => findings.ok(format!("guard of {address}: its rules are there")),
                 None => findings.ok(format!("guard of {address}: whole, pods are refused the real service")),
             }
         }
-        // In the kernel's order.
-        let ours = rules.iter().rposition(guard::is_ours).unwrap_or_default();
-        let before = rules.iter().take(ours).filter(|rule| {
-            let leads_on = matches!(rule.header.action, RuleAction::ToTable | RuleAction::Goto);
-            // Those by link are told of as what is in the way.
-            leads_on
-                && !guard::is_ours(rule)
-                && obstacles::table(rule) != obstacles::LOCAL_TABLE
-                && obstacles::link(rule).is_none()
-        });
         for rule in before {
             let rule = listing::words(rule).replace('\t', " ");
             findings.fail(format!(

@@ -9,6 +9,7 @@ use crate::intercept::{
     listing::Tables,
     nft,
     plan::Wanted,
+    rivals,
 };
 
 /// A redirect that was found.
@@ -22,11 +23,11 @@ pub(super) struct Found {
 
 pub(super) fn look(wanted: Wanted, expected: &Expected, facts: &Facts, findings: &mut Findings) {
     if let Err(error) = &facts.listing.nft {
-        findings.unread("redirect by nftables", error);
+        findings.unread("redirect by nftables", error, facts.own_tables);
     }
     for tables in &facts.listing.iptables {
         for error in [tables.nat.as_ref().err(), tables.filter.as_ref().err()].into_iter().flatten() {
-            findings.unread(&format!("redirect by {}", tables.commands.name("")), error);
+            findings.unread(&format!("redirect by {}", tables.commands.name("")), error, facts.own_tables);
         }
     }
     let found = all(facts);
@@ -140,7 +141,7 @@ fn by_iptables(tables: &Tables) -> Vec<Found> {
         let after =
             |word: &str| words.iter().position(|other| *other == word).and_then(|at| words.get(at + 1)).copied();
         let address = after("-d")?.split('/').next()?.parse().ok()?;
-        let is_led_to = jumps.iter().any(|jump| iptables::names(jump, address));
+        let is_led_to = jumps.iter().any(|jump| rivals::takes(jump, address).is_some());
         let to = after("--to-destination")?.parse().ok()?;
         is_led_to.then(|| Found { by: tables.commands.name(""), address, to })
     });
@@ -167,13 +168,23 @@ fn lets_in(facts: &Facts, found: &[Found], findings: &mut Findings) {
         let here = found.iter().filter(|found| Family::of(found.address) == family).collect::<Vec<_>>();
         let name = tables.commands.name("");
         let jumps = iptables::our_jumps(&chains.from, "INPUT", iptables::INPUT_CHAIN);
-        let is_needed = here.iter().any(|found| found.by == name) || !iptables::lets_all_in(&chains.from);
+        let redirects = here.iter().any(|found| found.by == name);
+        // The daemon lets in what it redirects in the tables that are the node's own.
+        let is_own = redirects || tables.commands.variant == facts.own_tables.variant;
+        let is_needed = redirects || !iptables::lets_all_in(&chains.from);
         for port in ports(here.iter().copied()) {
             let is_there = jumps.iter().any(|jump| jump.contains(&format!("--dport {port} ")));
             let accepts = chains.ours.as_ref().is_some_and(|ours| ours.contains("DNAT -j ACCEPT"));
-            if is_needed && !(is_there && accepts) {
+            if is_there && accepts {
+                continue;
+            }
+            if is_own && is_needed {
                 findings.fail(format!(
                     "input: {name} has rules for INPUT, and ours is missing that lets redirected requests in to port {port}"
+                ));
+            } else if let Some(rule) = chains.from.lines().find(|rule| rivals::may_keep_out(rule, port)) {
+                findings.warn(format!(
+                    "input: {name}, whose tables are not the node's own, may keep redirected requests from port {port}: {rule}"
                 ));
             }
         }

@@ -64,6 +64,7 @@ fn iptables(nat: &str, ours: Option<&str>) -> Tables {
         commands: Commands { family: Family::V4, variant: Variant::Nft },
         nat: chains(nat, ours),
         filter: chains("-P INPUT ACCEPT\n", None),
+        before_nat: Vec::new(),
     }
 }
 
@@ -77,6 +78,7 @@ fn facts() -> Facts {
             nft: Ok(Some(NFT.to_owned())),
             iptables: vec![iptables("-P PREROUTING ACCEPT\n", None)],
         },
+        own_tables: Own { variant: Variant::Nft, system: Some(Variant::Nft) },
         ruleset: Ok(NFT.to_owned()),
         own: ["127.0.0.1", "10.0.0.10", "fd00:10::10"].map(|address| address.parse().unwrap()).into(),
         listening: Ok(vec!["0.0.0.0:9169".parse().unwrap(), "[::]:9169".parse().unwrap()]),
@@ -132,6 +134,26 @@ fn anothers_routing_rule_before_the_guard_is_a_way_out() {
         &found,
         &["[fail] guard (IPv4): another's rule comes before it, and packets may leave by that: 1: from all fwmark 0x7"],
     );
+    // By the link of one pod, and by that of the node itself.
+    for (link, place, found) in [
+        (
+            "veth1",
+            2,
+            &[
+                "[fail] guard (IPv4): another's rule comes before it, and packets may leave by that: 1: from all iif veth1",
+            ][..],
+        ),
+        ("veth1", 1, &["[fail] guard (IPv4): another's rule comes before it"]),
+        ("veth1", 3, &[]),
+        ("lo", 2, &[]),
+    ] {
+        let by_link = vec![RuleAttribute::Iifname(link.to_owned()), RuleAttribute::Table(100)];
+        let said = after(|_, facts| {
+            let rules = facts.listing.routing[0].1.as_mut().unwrap().as_mut().unwrap();
+            rules.insert(place, rule(1, RuleAction::ToTable, by_link));
+        });
+        is_all(&said, found);
+    }
     let found = after(|_, facts| {
         let link = RuleAttribute::Iifname("eni1".to_owned());
         let rules = facts.listing.routing[0].1.as_mut().unwrap().as_mut().unwrap();
@@ -232,6 +254,88 @@ table ip other {{
     );
     let unread = after(|_, facts| facts.ruleset = denied());
     is_all(&unread, &["[?]    others' rules for the same addresses: cannot be seen"]);
+}
+
+#[test]
+fn what_takes_or_loses_the_packets_before_ours_is_told_however_it_names_them() {
+    let other = |family: &str, hook: &str, rule: &str| {
+        let ruleset =
+            format!("{NFT}table {family} o {{\n\tchain c {{\n\t\ttype {hook}; policy accept;\n\t\t{rule}\n\t}}\n}}\n");
+        after(|_, facts| facts.ruleset = Ok(ruleset))
+    };
+    let (nat, raw) = ("nat hook prerouting priority -120", "filter hook prerouting priority raw");
+    let before = "[fail] another rule for 169.254.169.254 before ours (nft): ip o c";
+    let perhaps = "[warn] another rule before ours (nft) may take the packets for 169.254.169.254 first: ip o c";
+    let loses =
+        "[fail] packets for 169.254.169.254 are dropped, or never redirected, by another's rule before ours (nft)";
+    for (hook, rule, found) in [
+        (nat, "ip daddr 169.254.0.0/16 tcp dport 80 redirect to :81", &[before][..]),
+        (nat, "tcp dport 80 redirect to :81", &[before]),
+        (nat, "ip daddr @s tcp dport 80 redirect to :81", &[perhaps]),
+        (nat, "iifname \"cni0\" tcp dport 80 dnat to 10.0.0.1", &[perhaps]),
+        (nat, "fib daddr type local dnat to 10.0.0.1", &[]),
+        ("nat hook prerouting priority dstnat", "tcp dport 80 redirect to :81", &[]),
+        (raw, "ip daddr 169.254.169.0/24 counter notrack", &[loses]),
+        (raw, "ip daddr 169.254.169.254 drop", &[loses]),
+        (raw, "ct state invalid drop", &[]),
+        ("filter hook prerouting priority filter", "ip daddr 169.254.169.254 drop", &[]),
+        ("filter hook prerouting priority mangle", "ip daddr 169.254.169.254 drop", &[loses]),
+        ("filter hook prerouting priority mangle", "ip daddr 169.254.169.254 notrack", &[]),
+        ("filter hook forward priority raw", "ip daddr 169.254.169.254 drop", &[]),
+    ] {
+        let said = other("ip", hook, rule);
+        assert!(
+            said.len() == found.len() && said.iter().zip(found).all(|(said, found)| said.starts_with(found)),
+            "{rule}: {said:#?}"
+        );
+    }
+    assert_eq!(other("inet", nat, "tcp dport 80 redirect to :81").len(), 2, "both families");
+    let legacy = after(|_, facts| {
+        let rule = "-P PREROUTING ACCEPT\n-A PREROUTING -d 169.254.169.254/32 -j NOTRACK\n".to_owned();
+        facts.listing.iptables[0].before_nat.push(("raw", Ok(rule)));
+    });
+    is_all(&legacy, &["[fail] packets for 169.254.169.254 are dropped, or never redirected"]);
+}
+
+#[test]
+fn what_is_not_let_in_by_another_variant_than_the_nodes_is_no_fault_of_the_daemons() {
+    let input = |variant, rules: &str| {
+        let filter = Chains { from: rules.to_owned(), ours: None };
+        after(move |_, facts| {
+            let mut tables = iptables("-P PREROUTING ACCEPT\n", None);
+            tables.commands.variant = variant;
+            tables.filter = Ok(Some(filter));
+            facts.listing.iptables = vec![tables];
+        })
+    };
+    let docker = "-P INPUT ACCEPT\n-A INPUT -i docker0 -j ACCEPT\n";
+    is_all(&input(Variant::Nft, docker), &["[fail] input: iptables-nft has rules for INPUT, and ours is missing"]);
+    is_all(&input(Variant::Legacy, docker), &[]);
+    let warned = "[warn] input: iptables-legacy, whose tables are not the node's own, may keep";
+    is_all(&input(Variant::Legacy, "-P INPUT DROP\n"), &[warned]);
+    is_all(&input(Variant::Legacy, "-P INPUT ACCEPT\n-A INPUT -p tcp -j REJECT\n"), &[warned]);
+    is_all(&input(Variant::Legacy, "-P INPUT ACCEPT\n-A INPUT -p udp -j DROP\n"), &[]);
+}
+
+#[test]
+fn legacy_tables_that_need_a_right_are_unknown_only_where_they_are_the_nodes_own() {
+    let denied = |own: Variant| {
+        after(move |_, facts| {
+            let mut tables = iptables("-P PREROUTING ACCEPT\n", None);
+            tables.commands.variant = Variant::Legacy;
+            tables.nat = Err(FirewallError::Command {
+                command: "iptables-legacy -w 5 -t nat -S".to_owned(),
+                output: "can't initialize iptables table `nat': Permission denied".to_owned(),
+            });
+            facts.listing.iptables = vec![tables];
+            facts.own_tables.variant = own;
+        })
+    };
+    is_all(
+        &denied(Variant::Nft),
+        &["[warn] redirect by iptables-legacy: not looked at: iptables-legacy needs NET_RAW"],
+    );
+    is_all(&denied(Variant::Legacy), &["[?]    redirect by iptables-legacy: cannot be seen"]);
 }
 
 #[test]
