@@ -17,7 +17,7 @@ use std::fs;
 use sandbox::{
     cloud::ACCOUNT,
     network::CONTAINER_ADDRESSES,
-    sandbox::{AUDIENCE, DAEMON, NODE, Pod, Sandbox},
+    sandbox::{AUDIENCE, DAEMON, DAEMON_USER, NODE, Pod, Sandbox},
 };
 use serde_json::{Value, json};
 use server::{Answer, ApiServer, Caller, bound, for_sts};
@@ -345,6 +345,10 @@ fn a_daemon_that_takes_another_node_for_its_own_leaves_that_nodes_taint_and_says
     for file in ["admission-policy-direct.yaml", "rbac-direct.yaml", "startup-taint.yaml"] {
         api.apply(&sandbox, file);
     }
+    // Until the policy is in force the right alone counts, and the taint would be gone.
+    let ourselves = Caller { impersonates: Some(DAEMON_USER), ..api.admin() };
+    let (path, nothing) = ("/api/v1/nodes/node-2?dryRun=All", json!({}));
+    eventually("the policy is in force", || api.call(&sandbox, ourselves, "PATCH", path, &nothing).0 == 422);
     let daemon = Daemon::ready(&sandbox, &["--kubeconfig", &kubeconfig, "--node-name", OTHER_NODE, "--remove-taint"]);
     let said = "kube2irsa may change only the Node that its own token is bound to";
     eventually("it is refused, which is no conflict", || daemon.log().contains(said));
