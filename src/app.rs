@@ -73,7 +73,7 @@ pub struct Bound {
     drain: drain::Trigger,
     /// What waits for it waits as long as this is there.
     #[expect(dead_code, reason = "held until it is dropped")]
-    owns: Arc<tokio::sync::watch::Sender<bool>>,
+    held: [Arc<tokio::sync::watch::Sender<bool>>; 2],
     succession: JoinHandle<()>,
     turn: oneshot::Receiver<Turn>,
 }
@@ -111,6 +111,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let limits = within_descriptors(config.limits);
 
     let owns = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
+    let serves = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
     let offer = Offer::new(&config.state_dir, listeners.iter().chain([&admin_listener]))?;
     let readiness = Arc::new(Readiness::default());
     let mut tasks = JoinSet::new();
@@ -235,7 +236,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     for listener in listeners {
         let (accept, services, admission) = (accept.clone(), Arc::clone(&services), Arc::clone(&admission));
         let serving = server::serve(listener, accept, services, admission, Arc::clone(&metrics), watcher.clone());
-        spawn(&mut tasks, "listener", once_ours(owns.subscribe(), watcher.clone(), serving));
+        spawn(&mut tasks, "listener", once_ours(serves.subscribe(), watcher.clone(), serving));
     }
 
     if config.remove_taint {
@@ -284,6 +285,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         predecessor,
         offer,
         owns: Arc::clone(&owns),
+        serves: Arc::clone(&serves),
         directory: Arc::clone(&directory),
         store: Arc::clone(&store),
         readiness: Arc::clone(&readiness),
@@ -296,11 +298,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     spawn(
         &mut tasks,
         "operator's listener",
-        once_ours(owns.subscribe(), watcher, admin::serve(admin_listener, Arc::new(admin))),
+        once_ours(serves.subscribe(), watcher, admin::serve(admin_listener, Arc::new(admin))),
     );
 
     tracing::info!(?addresses, %admin_address, "listening");
-    Ok(Bound { addresses, admin_address, readiness, tasks, drain, owns, succession, turn })
+    Ok(Bound { addresses, admin_address, readiness, tasks, drain, held: [owns, serves], succession, turn })
 }
 
 impl Bound {
@@ -373,7 +375,7 @@ fn why_ended(ended: Result<&'static str, JoinError>) -> String {
     }
 }
 
-/// Waits until pods are ours to serve; who is told to stop before that has nothing to bring to its end.
+/// Waits until it is our turn to serve; who is told to stop before that has nothing to bring to its end.
 async fn once_ours(
     mut owns: tokio::sync::watch::Receiver<bool>,
     drain: drain::Watcher,

@@ -201,24 +201,25 @@ fn a_daemon_that_hangs_is_waited_for() {
     assert_eq!(support::role_status(&web), 200);
 }
 
-/// Requests under load while a next daemon takes the rules and does not serve; the one before goes on as if nothing had been.
-fn a_next_one_that_takes_and_does_not_serve(hinder: impl Fn(&Sandbox) -> Daemon, end: impl FnOnce(Daemon)) {
+/// A next daemon takes the rules and does not serve; the one before goes on as if nothing had been.
+fn a_next_one_that_takes_and_does_not_serve(hindered: impl Fn(&Sandbox) -> Daemon, end: impl FnOnce(Daemon)) {
     let (sandbox, web) = with_a_pod();
     let daemon = Daemon::ready(&sandbox, &[]);
     has_credentials(&web);
+    let mut next = None;
     under_load(&web, || {
-        let next = hinder(&sandbox);
+        next = Some(hindered(&sandbox));
         says(&daemon, "did not take over; this one goes on", 1);
-        for _ in 0..2 {
-            let flush = "nft flush ruleset; ip rule flush; ip rule add pref 32766 lookup main";
-            assert!(sandbox.node().command("sh").args(["-c", flush]).status().unwrap().success());
-            eventually("the rules are cared for, whoever hangs with their lock", || {
-                let rules = rules(&sandbox);
-                rules.contains("dnat ip to") && rules.contains("169.254.169.254 prohibit")
-            });
-        }
-        end(next);
     });
+    for _ in 0..2 {
+        let flush = "nft flush ruleset; ip rule flush; ip rule add pref 32766 lookup main";
+        assert!(sandbox.node().command("sh").args(["-c", flush]).status().unwrap().success());
+        eventually("the rules are cared for, whoever hangs with their lock", || {
+            let rules = rules(&sandbox);
+            rules.contains("dnat ip to") && rules.contains("169.254.169.254 prohibit")
+        });
+    }
+    under_load(&web, || end(next.unwrap()));
     eventually("it is ready", || support::admin(&sandbox, "/readyz").0 == 200);
     assert_eq!(sandbox.cloud.imds.credential_requests(), 0);
     let mut after = Daemon::started(&sandbox, &[]);
@@ -282,6 +283,7 @@ fn a_state_directory_that_was_taken_away_costs_no_upgrade() {
         assert!(daemon.stop().success());
         after = Some(next);
     });
-    after.unwrap().wait_until_ready(&sandbox);
+    let mut after = after.unwrap();
+    after.wait_until_ready(&sandbox);
     assert_eq!(support::role_status(&web), 200);
 }

@@ -40,8 +40,10 @@ const FETCHING_LIMIT: Duration = Duration::from_secs(120);
 pub(super) struct Succession {
     pub(super) predecessor: Option<Predecessor>,
     pub(super) offer: Offer,
-    /// Whether pods and rules are ours.
+    /// Whether the rules are ours.
     pub(super) owns: Arc<watch::Sender<bool>>,
+    /// Whether we accept connections: not before the rules are in place, for the one before may have to go on.
+    pub(super) serves: Arc<watch::Sender<bool>>,
     pub(super) directory: Arc<Directory>,
     pub(super) store: Arc<Store>,
     pub(super) readiness: Arc<Readiness>,
@@ -51,14 +53,14 @@ pub(super) struct Succession {
 impl Succession {
     /// Takes over, and hands over when it is time: `turn` is told of what ends our own. Ends when nobody serves.
     pub(super) async fn run(self, turn: oneshot::Sender<Turn>) {
-        let Self { predecessor, offer, owns, directory, store, readiness, metrics } = self;
+        let Self { predecessor, offer, owns, serves, directory, store, readiness, metrics } = self;
         // As long as the connection is open, the one before knows that somebody serves.
         let (mut _before, mut place) = (None, None);
         if let Some(mut predecessor) = predecessor {
             tracing::info!("a daemon is running here; it goes on until this one is ready");
             tokio::select! {
                 () = prepared(&directory, &store, &readiness) => predecessor.take().await,
-                _ = predecessor.ended() => {}
+                _ = predecessor.ended() => drop(serves.send_replace(true)),
             }
             owns.send_replace(true);
             let end = tokio::select! {
@@ -70,6 +72,7 @@ impl Succession {
                 return std::future::pending().await;
             }
             place = offer.take_place().ok();
+            serves.send_replace(true);
             predecessor.stop().await;
             _before = Some(predecessor);
             tracing::info!("took over from the daemon that ran here");
