@@ -525,6 +525,27 @@ fn when_the_nodes_address_changes_the_redirect_follows() {
 }
 
 #[test]
+fn what_is_redirected_to_an_address_that_another_machine_has_now_does_not_leave_the_node() {
+    let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
+    let web = exposed_pod(&sandbox);
+    let daemon = Daemon::ready(&sandbox, &Way::Nft.flags());
+    is_served(&sandbox, &web);
+    // Nobody is there to make the redirect follow.
+    daemon.kill();
+    run(
+        sandbox.node(),
+        "ip addr add 10.0.0.11/24 dev eth0; ip addr del 10.0.0.10/24 dev eth0; ip addr add 10.0.0.11/24 dev eth0 || true
+        ip route replace default via 10.0.0.1",
+    );
+    run(sandbox.outside(), "ip addr add 10.0.0.10/24 dev vpc0; ip route replace 10.244.0.0/24 via 10.0.0.11");
+    let _other = sandbox.outside().enter(|| std::net::TcpListener::bind("10.0.0.10:9169")).unwrap().unwrap();
+    let reaches_it = || Connection::open(web.network(), METADATA).is_ok();
+    assert!(!reaches_it());
+    run(sandbox.node(), "nft flush chain inet kube2irsa forwarded");
+    assert!(reaches_it(), "without our rule it does, or this proves nothing");
+}
+
+#[test]
 fn what_another_makes_of_our_table_is_not_taken_for_ours() {
     let sandbox = sandbox_of(PodNetwork::Routed, Families::V4);
     let web = exposed_pod(&sandbox);

@@ -79,6 +79,8 @@ impl Watch<'_> {
                 self.until_links_are_settled().await?;
                 if self.hear_all() {
                     self.start_anew(first).await?;
+                    // All are looked for again.
+                    continue;
                 }
             }
             for (address, on_behalf) in wanted {

@@ -27,8 +27,8 @@ const ALLOW_PREFERENCE: u32 = 1;
 const PROHIBIT_PREFERENCE: u32 = 2;
 /// Marks the rules as ours (`proto 169` in `ip rule`).
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(169);
-const MAIN_TABLE: u32 = 254;
-const LOOPBACK: &str = "lo";
+pub(super) const MAIN_TABLE: u32 = 254;
+pub(super) const LOOPBACK: &str = "lo";
 
 const EEXIST: i32 = 17;
 const EAFNOSUPPORT: i32 = 97;

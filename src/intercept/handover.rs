@@ -1,7 +1,7 @@
 //! The hand-over of the listening sockets from one daemon of a node to the next, so that no connection is refused.
 //!
-//! A daemon offers its sockets on `handover.sock` in the state directory. The next one asks for them there, and both
-//! accept until the first has been told that it may stop. What is said, a line each, in version 1:
+//! A daemon offers its sockets on `handover.sock` in the state directory. The next one asks for them there; the first
+//! accepts until the next is about to. What is said, a line each, in version 1:
 //!
 //! ```text
 //! next                        first
@@ -9,11 +9,12 @@
 //!                   ◄──       kube2irsa 1   and the sockets (SCM_RIGHTS)
 //! take              ──►                     gives up the rules' lock, goes on serving
 //! serving           ──►                     accepts no more, lets what is in flight end
+//!                   ◄──       out           instead, if that took too long: goes on, with the rules
 //! ```
 //!
 //! The lower of both versions is spoken. An end of the connection before `serving` means that the next one died: the
-//! first takes the rules back and goes on. So it does if `serving` takes too long, and says `out`: the next has to end. If the
-//! first dies, the next takes all at once.
+//! first takes the rules back and goes on. So it does after `out`, and the next has to end. If the first dies, the next takes
+//! all at once.
 
 use std::{
     fs::{self, DirBuilder, File, Metadata},

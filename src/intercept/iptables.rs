@@ -222,8 +222,7 @@ impl Iptables {
         }
     }
 
-    /// Looks at what a request needs; each look starts a process. The contents of the chain in `filter` only
-    /// matter behind a host's own firewall, and are gone with its jump when that is flushed.
+    /// Looks at what a request needs; each question starts a process.
     async fn present(&self) -> Result<bool, FirewallError> {
         let nat = self.nat();
         if !nat.jumps.is_empty() {

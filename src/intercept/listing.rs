@@ -15,7 +15,6 @@ use super::{
 /// What was read, or why it was not.
 pub(super) type Read<T> = Result<T, FirewallError>;
 
-const MAIN_TABLE: u32 = 254;
 const DEFAULT_TABLE: u32 = 253;
 
 /// A chain that packets pass, and ours that it may lead to, as `-S` prints them.
@@ -170,7 +169,7 @@ pub(super) fn words(rule: &RuleMessage) -> String {
     words.extend(others);
     words += &match (rule.header.action, obstacles::table(rule)) {
         (RuleAction::ToTable, obstacles::LOCAL_TABLE) => " lookup local".to_owned(),
-        (RuleAction::ToTable, MAIN_TABLE) => " lookup main".to_owned(),
+        (RuleAction::ToTable, guard::MAIN_TABLE) => " lookup main".to_owned(),
         (RuleAction::ToTable, DEFAULT_TABLE) => " lookup default".to_owned(),
         (RuleAction::ToTable, table) => format!(" lookup {table}"),
         (RuleAction::Prohibit, _) => " prohibit".to_owned(),

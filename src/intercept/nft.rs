@@ -118,6 +118,8 @@ fn script(redirection: &Redirection) -> String {
         };
         for address in addresses {
             writeln!(redirects, "{ip} daddr {address} tcp dport 80 counter dnat {ip} to {to}").ok();
+            // An address that the node has no more may be another machine's.
+            writeln!(elsewhere, "meta nfproto {kind} ct status dnat ct original {ip} daddr {address} drop").ok();
         }
         let to_us = format!("meta nfproto {kind} tcp dport {} tcp flags & (fin|syn|rst|ack) == syn", to.port());
         writeln!(sets, "set {kind}_rush {{ type {kind}_addr; size 65535; flags dynamic,timeout; timeout 1m; }}").ok();
@@ -127,10 +129,6 @@ fn script(redirection: &Redirection) -> String {
              {to_us} ct status ! dnat reject with tcp reset"
         )
         .ok();
-        // An address that the node has no more may be another machine's.
-        for address in redirection.of(family).map(|(_, addresses)| addresses).unwrap_or_default() {
-            writeln!(elsewhere, "meta nfproto {kind} ct status dnat ct original {ip} daddr {address} drop").ok();
-        }
     }
     format!(
         "table inet {TABLE} {{\n\

@@ -7,11 +7,13 @@ use std::{
 
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use super::{Family, FirewallError, guard};
+use super::{
+    Family, FirewallError,
+    guard::{self, LOOPBACK},
+};
 
 /// The kernel's table of the node's own addresses.
 pub(super) const LOCAL_TABLE: u32 = 255;
-pub(super) const LOOPBACK: &str = "lo";
 /// A link that Cilium makes on every node.
 const CILIUM: &str = "cilium_host";
 /// A client tries again after one second, and after two more.

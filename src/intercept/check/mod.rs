@@ -178,7 +178,7 @@ fn guard_of_each(expected: &Expected, facts: &Facts, findings: &mut Findings) {
                 && !guard::is_ours(rule)
                 && obstacles::table(rule) != obstacles::LOCAL_TABLE
                 // What comes by it is the node's own.
-                && obstacles::link(rule) != Some(obstacles::LOOPBACK)
+                && obstacles::link(rule) != Some(guard::LOOPBACK)
         });
         let before = before.collect::<Vec<_>>();
         for address in addresses {
