@@ -161,9 +161,9 @@ impl KeyFile {
         if let Some(found) = found {
             return Ok(found.keys());
         }
-        let unsaved = match self.unsaved.take() {
-            Some(unsaved) if !unsaved.changes(now) => unsaved,
-            before => Kept::after(before.as_ref(), now)?,
+        let unsaved = match self.ours() {
+            Some(ours) if !ours.changes(now) => ours.clone(),
+            before => Kept::after(before, now)?,
         };
         Ok(self.unsaved.insert(unsaved).keys())
     }
@@ -387,6 +387,22 @@ mod tests {
         let mut late = file(directory.path());
         late.unsaved(None, 114 * HOUR, &full).unwrap();
         assert!(late.load_or_make(114 * HOUR).unwrap().verify(token.as_bytes(), A, 114 * HOUR).is_some());
+    }
+
+    #[test]
+    fn keys_whose_file_is_gone_stay_in_force_whether_they_can_be_written_again_or_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let full = KeyError::Io { directory: "/".into(), what: "write", error: io::ErrorKind::StorageFull.into() };
+        let mut ours = file(&path);
+        let token = ours.load_or_make(100 * HOUR).unwrap().issue(A, 100 * HOUR, 6 * HOUR);
+        let is_good = |keys: SessionKeys| keys.verify(token.as_bytes(), A, 101 * HOUR).is_some();
+        fs::remove_dir_all(&path).unwrap();
+        assert!(is_good(ours.unsaved(None, 101 * HOUR, &full).unwrap()));
+        assert!(is_good(ours.load_or_make(101 * HOUR).unwrap()), "written again");
+        fs::remove_dir_all(&path).unwrap();
+        assert!(is_good(ours.load_or_make(101 * HOUR).unwrap()));
+        assert!(is_good(file(&path).load_or_make(101 * HOUR).unwrap()), "the next daemon knows them");
     }
 
     #[test]
