@@ -34,6 +34,8 @@ const TABLES_PAUSE: Duration = Duration::from_millis(200);
 const TIME_LIMIT: Duration = Duration::from_secs(15);
 /// How long a way may take to be put in place, before the next one is tried.
 const WAY_TIME_LIMIT: Duration = Duration::from_secs(10);
+/// How often rules are written that are not there afterwards, before it is said that they cannot be had.
+const WRITTEN_AT_MOST: u32 = 3;
 /// How long what is beside the redirect may keep it waiting.
 const BESIDE_TIME_LIMIT: Duration = Duration::from_secs(2);
 
@@ -276,8 +278,15 @@ fn named(part: Part, error: &FirewallError) -> String {
 
 async fn put(part: Part, firewall: &dyn Firewall) -> Result<(), String> {
     let named = |error| named(part, &error);
-    firewall.install().await.map_err(named)?;
-    if firewall.present().await.map_err(named)? { Ok(()) } else { Err(format!("{part}: put in place, and not there")) }
+    for _ in 0..WRITTEN_AT_MOST {
+        firewall.install().await.map_err(named)?;
+        if firewall.present().await.map_err(named)? {
+            return Ok(());
+        }
+        // Another program may have flushed all in between: that says nothing of the way.
+        tokio::time::sleep(TABLES_PAUSE).await;
+    }
+    Err(format!("{part}: put in place, and not there"))
 }
 
 async fn restore(part: Part, firewall: &dyn Firewall, metrics: &Metrics) -> Result<(), String> {
@@ -324,4 +333,41 @@ async fn install(backend: &Backend) -> Result<Result<(), String>, String> {
         }
     }
     Ok(beside)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use futures::future::BoxFuture;
+
+    use super::*;
+
+    /// Rules of which each of the first so many is flushed by another program as soon as it is written.
+    struct Flushed(Mutex<u32>);
+
+    impl Firewall for Flushed {
+        fn present(&self) -> BoxFuture<'_, Result<bool, FirewallError>> {
+            let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_there = *left == 0;
+            *left = left.saturating_sub(1);
+            Box::pin(async move { Ok(is_there) })
+        }
+
+        fn install(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn remove(&self) -> BoxFuture<'_, Result<(), FirewallError>> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flush_in_the_middle_is_no_reason_to_say_that_a_way_does_not_work() {
+        for flushes in [0, 1, WRITTEN_AT_MOST - 1] {
+            assert_eq!(put(Part::Redirect, &Flushed(Mutex::new(flushes))).await, Ok(()));
+        }
+        assert!(put(Part::Redirect, &Flushed(Mutex::new(WRITTEN_AT_MOST))).await.is_err(), "nor is it tried for ever");
+    }
 }
