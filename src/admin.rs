@@ -1,9 +1,19 @@
-//! The operator's listener: `/metrics`, `/healthz`, `/readyz`. Never on the pods' port.
+//! What an operator asks: `/metrics`, `/healthz`, `/readyz`. Never on the pods' port.
+//!
+//! By TCP on `--admin-listen`, which the next daemon is handed, and on a unix socket ([`socket`]) that is this process's own.
+//! [`client`] is what the commands ask that with.
 //!
 //! Liveness depends on the process alone: a daemon that cannot reach the API server or STS serves what
 //! it has, and a restart would lose it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+pub mod client;
+pub mod socket;
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
@@ -13,7 +23,10 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+};
 
 use crate::{
     clock,
@@ -26,15 +39,13 @@ use crate::{
 const HEAD_TIME_LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What the operator's listener tells of.
+/// What an operator is told of.
 #[derive(Debug)]
 pub struct Admin {
-    /// The metrics.
-    pub metrics: Arc<Metrics>,
-    /// Whether we are ready.
-    pub readiness: Arc<Readiness>,
-    /// Whose figures are taken when they are asked for; none where no pod is served.
-    pub pods: Option<(Arc<Directory>, Arc<Store>)>,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+    /// Whose figures are taken when they are asked for; none before they are there, and where no pod is served.
+    pods: OnceLock<(Arc<Directory>, Arc<Store>)>,
 }
 
 /// Serves until the process ends.
@@ -48,22 +59,36 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
                 continue;
             }
         };
-        let admin = Arc::clone(&admin);
-        tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let response = admin.respond(&request);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let mut connection = http1::Builder::new();
-            connection.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_LIMIT);
-            if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%error, "an operator's connection ended early");
-            }
-        });
+        let mut connection = http1::Builder::new();
+        connection.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_LIMIT);
+        tokio::spawn(speak(stream, connection, Arc::clone(&admin)));
     }
 }
 
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, connection: http1::Builder, admin: Arc<Admin>) {
+    let service = service_fn(|request| {
+        let response = admin.respond(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(%error, "an operator's connection ended early");
+    }
+}
+
+// === impl Admin ===
+
 impl Admin {
+    /// Of a process that serves no pod, or none yet.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> Self {
+        Self { metrics, readiness, pods: OnceLock::new() }
+    }
+
+    /// From now on also of these.
+    pub fn tell_of(&self, directory: Arc<Directory>, store: Arc<Store>) {
+        let _told = self.pods.set((directory, store));
+    }
+
     fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
@@ -84,7 +109,7 @@ impl Admin {
     }
 
     fn missing(&self) -> Vec<String> {
-        if let Some((directory, _)) = &self.pods {
+        if let Some((directory, _)) = self.pods.get() {
             if directory.synced() {
                 self.readiness.holds(Condition::Watches);
             } else {
@@ -95,7 +120,7 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        if let Some((directory, store)) = &self.pods {
+        if let Some((directory, store)) = self.pods.get() {
             let figures = directory.figures();
             let slots = store.figures(clock::now());
             let gauges = [

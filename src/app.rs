@@ -26,7 +26,7 @@ mod succession;
 
 use self::succession::{Succession, Turn};
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, socket::Socket},
     config::{Config, Intercept},
     credentials::refresher::{Channel, Refresher},
     descriptors, drain,
@@ -74,6 +74,7 @@ pub struct Bound {
     /// What waits for it waits as long as this is there.
     #[expect(dead_code, reason = "held until it is dropped")]
     held: [Arc<tokio::sync::watch::Sender<bool>>; 2],
+    admin_socket: Socket,
     succession: JoinHandle<()>,
     turn: oneshot::Receiver<Turn>,
 }
@@ -85,6 +86,11 @@ pub struct Bound {
 /// In one line, what cannot be had.
 pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let metrics = Arc::new(Metrics::new()?);
+    let readiness = Arc::new(Readiness::default());
+    readiness.lacks(Condition::Running, "starting");
+    let admin = Arc::new(Admin::new(Arc::clone(&metrics), Arc::clone(&readiness)));
+    // First, for it says that we live while others are waited for.
+    let admin_socket = Socket::serve(config.admin_socket, Arc::clone(&admin), Arc::clone(&metrics));
     let api_server = api::configuration(&config.api_server).await?;
     let own_token = api::own_token(&api_server);
     let client = api::client(api_server.clone())?;
@@ -113,7 +119,6 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let owns = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
     let serves = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
     let offer = Offer::new(&config.state_dir, listeners.iter().chain([&admin_listener]))?;
-    let readiness = Arc::new(Readiness::default());
     let mut tasks = JoinSet::new();
     match interception {
         Some(interception) => {
@@ -294,15 +299,23 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let (turns, turn) = oneshot::channel();
     // Its end is no failure: `run` is told.
     let succession = tokio::spawn(succession.run(turns));
-    let admin = Admin { metrics, readiness: Arc::clone(&readiness), pods: Some((directory, store)) };
-    spawn(
-        &mut tasks,
-        "operator's listener",
-        once_ours(serves.subscribe(), watcher, admin::serve(admin_listener, Arc::new(admin))),
-    );
+    admin.tell_of(directory, store);
+    let serving = admin::serve(admin_listener, admin);
+    spawn(&mut tasks, "operator's listener", once_ours(serves.subscribe(), watcher, serving));
 
+    readiness.holds(Condition::Running);
     tracing::info!(?addresses, %admin_address, "listening");
-    Ok(Bound { addresses, admin_address, readiness, tasks, drain, held: [owns, serves], succession, turn })
+    Ok(Bound {
+        addresses,
+        admin_address,
+        readiness,
+        tasks,
+        drain,
+        held: [owns, serves],
+        admin_socket,
+        succession,
+        turn,
+    })
 }
 
 impl Bound {
@@ -321,6 +334,7 @@ impl Bound {
                 ),
             },
             Some(ended) = self.tasks.join_next() => anyhow::bail!("{}", why_ended(ended)),
+            () = self.admin_socket.ended() => anyhow::bail!("the admin socket's keeper ended"),
         };
         self.readiness.lacks(Condition::Running, "stopping");
         // It holds the listening sockets too, and they must close now; after a hand-over it watches over the next one.

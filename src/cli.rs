@@ -1,7 +1,9 @@
 //! What was typed. Nothing is judged here: `config` reads every value, so that it can name all that is
 //! wrong at once.
 
-use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
 #[derive(Debug, Parser)]
@@ -24,6 +26,30 @@ pub enum Command {
         #[command(subcommand)]
         command: RulesCommand,
     },
+    /// Ask the daemon whether it lives, or is ready; for the probes of a pod. Exit code 1 if not, with the reasons, a line each.
+    #[command(args_override_self = true)]
+    Probe(ProbeArgs),
+}
+
+/// The flags of `probe`.
+#[derive(Args, Clone, Debug)]
+pub struct ProbeArgs {
+    /// What to ask.
+    #[arg(value_enum)]
+    pub probe: Probe,
+
+    /// The daemon's admin socket.
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET, env = "KUBE2IRSA_ADMIN_SOCKET")]
+    pub admin_socket: PathBuf,
+}
+
+/// What a probe asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Probe {
+    /// Whether pods can be sent here.
+    Ready,
+    /// Whether the process lives.
+    Live,
 }
 
 /// What to do with the node's rules.
@@ -72,6 +98,10 @@ pub struct RemoveArgs {
     #[arg(long, value_name = "ADDR:PORT", default_value = ADMIN_LISTEN, env = "KUBE2IRSA_ADMIN_LISTEN")]
     pub admin_listen: String,
 
+    /// With --stay: the admin socket of the process that stays. Without: one that a daemon left there is taken out.
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET, env = "KUBE2IRSA_ADMIN_SOCKET")]
+    pub admin_socket: String,
+
     /// The daemon's directory, whose files are taken out too.
     #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,
@@ -87,6 +117,7 @@ pub struct RemoveArgs {
 
 const LISTEN: &str = "0.0.0.0:9169,[::]:9169";
 const ADMIN_LISTEN: &str = "127.0.0.1:9170";
+const ADMIN_SOCKET: &str = "/run/kube2irsa/admin.sock";
 const STATE_DIR: &str = "/run/kube2irsa";
 const INTERCEPT: &str = "auto";
 const CONTAINER_ENDPOINTS: &str = "169.254.170.2";
@@ -111,6 +142,10 @@ pub struct RunArgs {
     /// address of either family.
     #[arg(long, value_name = "ADDR:PORT", default_value = ADMIN_LISTEN, env = "KUBE2IRSA_ADMIN_LISTEN")]
     pub admin_listen: String,
+
+    /// A unix socket of this process alone, for `kube2irsa probe` and `kube2irsa explain`.
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET, env = "KUBE2IRSA_ADMIN_SOCKET")]
+    pub admin_socket: String,
 
     /// AWS region whose STS is called. Absent: the one that the real metadata service names.
     #[arg(long, value_name = "REGION", env = "KUBE2IRSA_REGION")]

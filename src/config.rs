@@ -26,6 +26,7 @@ use crate::{
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
     imds::{allowed::AllowedPaths, facts::Given, limits::Limits},
     intercept::{CONTAINER, POD_IDENTITY_V4, POD_IDENTITY_V6, plan::Wanted},
+    local_socket::LONGEST_PATH,
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -42,6 +43,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Where metrics and health are served.
     pub admin_listen: SocketAddr,
+    /// Where the admin socket is.
+    pub admin_socket: PathBuf,
     /// Where credentials come from.
     pub sts: StsConfig,
     /// The audience of service account tokens.
@@ -177,6 +180,7 @@ impl Config {
             let same = format!("--admin-listen {admin_listen}: must not share the port of --listen, which pods reach");
             errors.add(same, ());
         }
+        let admin_socket = admin_socket(&args.admin_socket, &mut errors);
         let intercept = intercept(&args.intercept, &mut errors);
         if let (Intercept::Redirect(_), Some(listen)) = (intercept, listen.iter().find(|to| to.ip().is_loopback())) {
             let text = format!("--listen {listen}: pods' packets cannot be redirected to a loopback address");
@@ -222,6 +226,7 @@ impl Config {
             api_server,
             listen,
             admin_listen,
+            admin_socket,
             sts,
             token_audience: args.token_audience.clone(),
             annotation_keys: Keys::new(&args.annotation_prefix),
@@ -317,6 +322,16 @@ fn admin_listen(text: &str, errors: &mut Errors) -> SocketAddr {
     bracketed().unwrap_or_else(|| {
         errors.parsed("--admin-listen", text, "an address and port, such as 127.0.0.1:9170", instead)
     })
+}
+
+fn admin_socket(path: &str, errors: &mut Errors) -> PathBuf {
+    if path.is_empty() || path.ends_with('/') {
+        errors.add(format!("--admin-socket {path:?}: is not the path of a file"), ());
+    }
+    if path.len() > LONGEST_PATH {
+        errors.add(format!("--admin-socket {path}: is longer than {LONGEST_PATH} bytes"), ());
+    }
+    PathBuf::from(path)
 }
 
 fn container_endpoints(text: &str, errors: &mut Errors) -> Vec<IpAddr> {

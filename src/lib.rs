@@ -21,6 +21,7 @@ mod histories;
 pub mod identity;
 pub mod imds;
 pub mod intercept;
+pub mod local_socket;
 pub mod memory;
 pub mod metrics;
 pub mod observe;

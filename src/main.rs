@@ -8,8 +8,9 @@ use std::{
 
 use clap::{Parser as _, error::ErrorKind};
 use kube2irsa::{
+    admin::client,
     app,
-    cli::{Cli, Command, RulesCommand},
+    cli::{Cli, Command, Probe, ProbeArgs, RulesCommand},
     config::{self, Config, Removal},
     intercept::{
         self,
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(args) => Config::new(&args).map(run),
+        Command::Probe(args) => Ok(probe(&args)),
         Command::Rules { command: RulesCommand::Show } => Ok(show_rules()),
         Command::Rules { command: RulesCommand::Check(args) } => config::expected(&args).map(|it| check_rules(&it)),
         Command::Rules { command: RulesCommand::Remove(args) } => Removal::new(&args).map(remove_rules),
@@ -86,6 +88,21 @@ fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
+/// It is asked every few seconds: no runtime, no TLS.
+fn probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
+    let target = match args.probe {
+        Probe::Ready => "/readyz",
+        Probe::Live => "/healthz",
+    };
+    let (code, said) = match client::get(&args.admin_socket, target) {
+        Ok((200, said)) => (ExitCode::SUCCESS, said),
+        Ok((_, said)) => (ExitCode::from(FAILURE), said),
+        Err(error) => (ExitCode::from(FAILURE), format!("{error}\n")),
+    };
+    write!(io::stdout().lock(), "{said}")?;
+    Ok(code)
+}
+
 fn show_rules() -> anyhow::Result<ExitCode> {
     let (rules, unread) = for_a_moment()?.block_on(intercept::show());
     let mut out = io::stdout().lock();
@@ -114,7 +131,7 @@ const NOT_LOOKED_AT: &str =
 fn remove_rules(removal: Removal) -> anyhow::Result<ExitCode> {
     let runtime = for_a_moment()?;
     if !removal.stay {
-        runtime.block_on(app::removal::once(&removal.state_dir))?;
+        runtime.block_on(app::removal::once(&removal))?;
         for tables in runtime.block_on(intercept::unseen()) {
             let _ = writeln!(io::stderr(), "kube2irsa: warning: {NOT_LOOKED_AT}: {tables}");
         }

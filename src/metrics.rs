@@ -91,14 +91,19 @@ pub enum StateUse {
     HandOver,
     /// The lock that keeps two daemons from writing rules.
     RulesLock,
+    /// The admin socket, which may be in another directory.
+    AdminSocket,
 }
 
 impl StateUse {
+    const ALL: [Self; 4] = [Self::SessionKeys, Self::HandOver, Self::RulesLock, Self::AdminSocket];
+
     fn label(self) -> &'static str {
         match self {
             Self::SessionKeys => "session_keys",
             Self::HandOver => "hand_over",
             Self::RulesLock => "rules_lock",
+            Self::AdminSocket => "admin_socket",
         }
     }
 }
@@ -242,10 +247,13 @@ impl Metrics {
         let token_access = Opts::new("token_access_info", "1 for the mode of token access in force.");
         let token_access = IntGaugeVec::new(token_access, &["mode"])?;
         registry.register(Box::new(token_access.clone()))?;
-        let state_dir = Opts::new("state_dir_unusable", "1 while the state directory cannot be used for this.");
+        let state_dir = Opts::new(
+            "state_dir_unusable",
+            "1 while the state directory, or that of the admin socket, cannot be used for this.",
+        );
         let state_dir_unusable = IntGaugeVec::new(state_dir, &["for"])?;
         registry.register(Box::new(state_dir_unusable.clone()))?;
-        for state_use in [StateUse::SessionKeys, StateUse::HandOver, StateUse::RulesLock] {
+        for state_use in StateUse::ALL {
             state_dir_unusable.with_label_values(&[state_use.label()]).set(0);
         }
         let build = IntGaugeVec::new(Opts::new("build_info", "1 for the version that runs."), &["version"])?;

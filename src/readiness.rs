@@ -24,7 +24,7 @@ pub enum Condition {
     TokenAccess,
     /// Pods and service accounts have been read.
     Watches,
-    /// We are not about to stop.
+    /// We have started, and are not about to stop.
     Running,
 }
 

@@ -78,6 +78,7 @@ fn all_that_is_wrong_with_the_flags_is_said_at_once_with_exit_64() {
         "kubeconfig",
         "listen",
         "admin-listen",
+        "admin-socket",
         "region",
         "sts-endpoint",
         "imds-endpoint",

@@ -185,6 +185,12 @@ impl Sandbox {
         self.directory.path().join("state")
     }
 
+    /// The daemon's admin socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.state_dir().join("admin.sock")
+    }
+
     /// A role that trusts one service account of the cluster, and the account's annotation for it.
     ///
     /// # Errors
@@ -291,6 +297,8 @@ impl Sandbox {
             .arg(self.kubeconfig())
             .arg("--state-dir")
             .arg(self.state_dir())
+            .arg("--admin-socket")
+            .arg(self.admin_socket())
             .arg("--ca-bundle")
             .arg(self.ca_file())
             .stdin(Stdio::null())

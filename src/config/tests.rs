@@ -12,7 +12,7 @@ use crate::cli::{Cli, Command};
 fn args(flags: &[&str]) -> RunArgs {
     match Cli::try_parse_from(["kube2irsa", "run"].iter().chain(flags)).unwrap().command {
         Command::Run(args) => *args,
-        Command::Rules { .. } => panic!(),
+        Command::Rules { .. } | Command::Probe(_) => panic!(),
     }
 }
 
@@ -259,4 +259,11 @@ fn the_container_endpoint_is_served_where_the_flag_says_and_nowhere_else() {
         let ConfigErrors(errors) = read(value).unwrap_err();
         assert!(errors.len() == 1 && errors[0].contains(wrong), "{value}: {errors:?}");
     }
+}
+
+#[test]
+fn an_admin_socket_is_a_path_that_the_kernel_can_hold() {
+    let of =
+        |path: &str| errors(&["--admin-socket", path]).into_iter().filter(|e| e.starts_with("--admin-socket")).count();
+    assert_eq!((of("/run/a.sock"), of(""), of("/run/"), of(&format!("/{}", "a".repeat(200)))), (0, 1, 1, 1));
 }
