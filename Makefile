@@ -2,8 +2,12 @@
 
 CARGO_DENY := target/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+HELM := target/tools/bin/helm
+MANIFESTS := daemonset/manifests
+# The version is that of which Kubernetes the file is for; it decides nothing that is not named.
+RENDER := $(HELM) template kube2irsa daemonset/chart --namespace kube2irsa --kube-version 1.36.0 --set namespace.create=true
 
-.PHONY: help sandbox test docs test-clients clients test-apiserver test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale ci
+.PHONY: help sandbox test docs test-clients clients manifests test-chart test-apiserver test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +26,20 @@ test-clients: ## Run each of other ecosystems' clients once (root, Go, Node, a J
 
 clients: ## Run the whole matrix of clients and write docs/clients.md (the same; 20 minutes)
 	cargo test --locked --test clients -- --ignored --nocapture the_whole_matrix
+
+manifests: $(HELM) ## Render the chart to daemonset/manifests/, for clusters without Helm (Go 1.26; minutes at first)
+	mkdir -p $(MANIFESTS)
+	$(RENDER) --set tokenAccess=node > $(MANIFESTS)/node.yaml
+	$(RENDER) --set tokenAccess=direct > $(MANIFESTS)/direct.yaml
+	$(RENDER) --set tokenAccess=node,mode=observe > $(MANIFESTS)/observe-node.yaml
+	$(RENDER) --set tokenAccess=direct,mode=observe > $(MANIFESTS)/observe-direct.yaml
+	$(RENDER) --set mode=remove > $(MANIFESTS)/remove.yaml
+	for mode in node direct; do $(RENDER) --set tokenAccess=$$mode,startupTaint.enabled=true \
+		--show-only templates/startup-taint.yaml > $(MANIFESTS)/startup-taint-$$mode.yaml || exit; done
+
+test-chart: ## Test the chart: rendered, on a real API server, and with the daemon that it starts (the same as test-apiserver)
+	@command -v go > /dev/null || { echo "make test-chart needs Go 1.26 or later on the PATH" >&2; exit 1; }
+	cargo test --locked --test chart --test installed -- --ignored
 
 test-apiserver: ## Run the tests on a real API server, which is built once (root, Go 1.26; minutes at first)
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }
@@ -63,6 +81,9 @@ bench-scale: ## Measure memory, watches and traffic on a full node of a large cl
 
 ci: ## Do all that CI does
 	.ci/run
+
+$(HELM): tests/helm/go.mod tests/helm/go.sum
+	cd tests/helm && go build -buildvcs=false -ldflags='-s -w' -o $(CURDIR)/$(HELM) helm.sh/helm/v4/cmd/helm
 
 $(CARGO_DENY):
 	cargo install --quiet --locked --root target/tools --target-dir target/tools/build --version $(CARGO_DENY_VERSION) cargo-deny

@@ -138,7 +138,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT,…", default_value = LISTEN, env = "KUBE2IRSA_LISTEN")]
     pub listen: String,
 
-    /// Where metrics and health are served; never reachable by pods on a loopback address.
+    /// Where metrics and health are served; never reachable by pods on a loopback address. Brackets may be around an
+    /// address of either family.
     #[arg(long, value_name = "ADDR:PORT", default_value = ADMIN_LISTEN, env = "KUBE2IRSA_ADMIN_LISTEN")]
     pub admin_listen: String,
 
@@ -217,8 +218,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|node|direct", default_value = "auto", env = "KUBE2IRSA_TOKEN_ACCESS")]
     pub token_access: String,
 
-    /// Once ready, take the taint kube2irsa.io/not-ready off this node, which keeps pods away until then. Needs the rights of
-    /// daemonset/startup-taint.yaml.
+    /// Once ready, take the taint kube2irsa.io/not-ready off this node, which keeps pods away until then. Needs a right of
+    /// its own (startupTaint.enabled of the chart).
     #[arg(long, env = "KUBE2IRSA_REMOVE_TAINT")]
     pub remove_taint: bool,
 

@@ -313,8 +313,15 @@ fn listen(text: &str, errors: &mut Errors) -> Vec<SocketAddr> {
 }
 
 fn admin_listen(text: &str, errors: &mut Errors) -> SocketAddr {
+    // Who makes it of a node's address, of whichever family, puts brackets around either.
+    let bracketed = || {
+        let (address, port) = text.strip_prefix('[')?.split_once("]:")?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
     let instead = SocketAddr::from(([0, 0, 0, 0], 0));
-    errors.parsed("--admin-listen", text, "an address and port, such as 127.0.0.1:9170", instead)
+    bracketed().unwrap_or_else(|| {
+        errors.parsed("--admin-listen", text, "an address and port, such as 127.0.0.1:9170", instead)
+    })
 }
 
 fn admin_socket(path: &str, errors: &mut Errors) -> PathBuf {

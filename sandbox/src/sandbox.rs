@@ -116,7 +116,7 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// The daemon's own pod, with what `daemonset/rbac-node.yaml` grants, and a kubeconfig that is its.
+    /// The daemon's own pod, with what `daemonset/manifests/node.yaml` grants, and a kubeconfig that is its.
     fn install_daemon(&self) -> Result<(), SandboxError> {
         let kubernetes = &self.cloud.kubernetes;
         kubernetes.apply_service_account(DAEMON, DAEMON, &[]);
@@ -255,6 +255,13 @@ impl Sandbox {
     /// The same on the node itself.
     pub fn on_node(&self, program: &str) -> Command {
         self.client(self.node().command(program), STS_ADDRESS.into(), S3_ADDRESS.into())
+    }
+
+    /// A program on the node's network with an empty environment, AWS's names resolved to the sandbox: what a container
+    /// there starts from.
+    #[must_use]
+    pub fn on_host_network(&self, program: &str) -> Command {
+        with_names(self.node().command(program).env_clear(), STS_ADDRESS.into(), S3_ADDRESS.into())
     }
 
     fn client(&self, command: Command, sts: IpAddr, s3: IpAddr) -> Command {

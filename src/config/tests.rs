@@ -51,6 +51,24 @@ fn what_a_node_needs_is_little() {
 }
 
 #[test]
+fn the_operators_address_may_stand_in_brackets_whatever_its_family() {
+    for (text, address) in
+        [("10.0.0.1:9171", "10.0.0.1:9171"), ("[10.0.0.1]:9171", "10.0.0.1:9171"), ("[fd00::1]:9171", "[fd00::1]:9171")]
+    {
+        let mut errors = Errors::default();
+        assert_eq!(admin_listen(text, &mut errors), address.parse().unwrap());
+        assert!(errors.or(()).is_ok(), "{text}");
+    }
+    for text in
+        ["fd00::1:9171", "[10.0.0.1]", "[10.0.0.1]9171", "[10.0.0.1]:", "[10.0.0.1]:65536", "[]:9171", "[::1:9171"]
+    {
+        let mut errors = Errors::default();
+        admin_listen(text, &mut errors);
+        assert!(errors.or(()).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn all_errors_are_said_at_once_and_each_names_its_flag() {
     let broken = file("clusters: [very-secret");
     let broken = broken.to_str().unwrap();
@@ -218,6 +236,7 @@ fn pods_cannot_be_sent_to_loopback_or_to_the_operators_port() {
     assert_eq!(with(&["--listen", "127.0.0.1:9169"]).len(), 1);
     assert!(with(&["--listen", "127.0.0.1:9169", "--intercept", "none"]).is_empty());
     assert_eq!(with(&["--admin-listen", "127.0.0.1:9169"]).len(), 1);
+    assert_eq!(with(&["--admin-listen", "[127.0.0.1]:9169"]).len(), 1);
     assert_eq!(with(&["--listen", "10.0.0.1:9169,[::1]:9169"]).len(), 1);
     assert_eq!(with(&["--listen", "10.0.0.1:9169,10.0.0.2:9169"]).len(), 1);
 }

@@ -11,6 +11,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary is a crate of its own and uses a part")]
 
 pub mod accounts;
+pub mod chart;
 pub mod http;
 pub mod node;
 
