@@ -165,6 +165,10 @@ pub struct Metrics {
     pub lookups: IntCounterVec,
     /// Events on pods, by what became of them.
     pub events: IntCounterVec,
+    /// Lines of the audit log, by what became of them.
+    pub audit_lines: IntCounterVec,
+    /// Those that wait to be written.
+    pub audit_lines_waiting: IntGauge,
     /// Removals of the start-up taint, by what became of them.
     pub startup_taint_removals: IntCounterVec,
     /// Watches that broke, by resource.
@@ -355,6 +359,12 @@ impl Metrics {
                 &["result"],
             )?,
             events: counters("events_total", "Events on pods, by result: written, failed or dropped.", &["result"])?,
+            audit_lines: counters(
+                "audit_lines_total",
+                "Lines of --audit-log, by result: written; or lost: failed (could not be written) or dropped (too slowly).",
+                &["result"],
+            )?,
+            audit_lines_waiting: gauge("audit_lines_waiting", "Lines of --audit-log that wait to be written.")?,
             startup_taint_removals: counters(
                 "startup_taint_removals_total",
                 "Removals of the taint kube2irsa.io/not-ready, by result: removed, conflict, forbidden or failed.",
