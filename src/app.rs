@@ -27,12 +27,16 @@ mod succession;
 use self::succession::{Succession, Turn};
 use crate::{
     admin::{self, Admin, socket::Socket},
+    audit::Audit,
     config::{Config, Intercept},
     credentials::refresher::{Channel, Refresher},
     descriptors, drain,
     events::{self, Events},
     identity::{
-        Directory, PodUid, Role, Roles, accounts, annotations::PlainNames, binding::Binding, links, lookup, node, watch,
+        Directory, PodUid, Role, Roles, accounts,
+        annotations::{AnnotationError, PlainNames},
+        binding::Binding,
+        links, lookup, node, watch,
     },
     imds::{
         container::Container,
@@ -61,6 +65,9 @@ use crate::{
 /// What is in flight may take this long to end.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// And what the audit log has not taken yet.
+const AUDIT_GRACE: Duration = Duration::from_secs(2);
+
 /// A daemon that listens.
 #[derive(Debug)]
 pub struct Bound {
@@ -75,6 +82,7 @@ pub struct Bound {
     #[expect(dead_code, reason = "held until it is dropped")]
     held: [Arc<tokio::sync::watch::Sender<bool>>; 2],
     admin_socket: Socket,
+    audit: Arc<Audit>,
     succession: JoinHandle<()>,
     turn: oneshot::Receiver<Turn>,
 }
@@ -139,7 +147,12 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let (events, reported) = Events::new(config.node_name.clone(), config.token_audience.clone(), Arc::clone(&metrics));
     let events = Arc::new(events);
     spawn(&mut tasks, "writer of Events", events::write(client.clone(), reported, Arc::clone(&metrics)));
-    let channel = Channel::new(config.sts.scope);
+    let audit = match config.audit_log {
+        Some(to) => Audit::to(to, config.node_name.clone(), Arc::clone(&metrics)).context("--audit-log")?,
+        None => Audit::none(),
+    };
+    let audit = Arc::new(audit);
+    let channel = Channel::new(config.sts.scope, Arc::clone(&audit));
     let store = channel.store();
     let binding = match config.intercept {
         Intercept::None => Binding::WhereFound,
@@ -159,11 +172,15 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         }
     };
     let on_invalid = {
-        let events = Arc::clone(&events);
+        let (events, audit) = (Arc::clone(&events), Arc::clone(&audit));
         move |pod: &_, error: &_| {
             // It gets the node's role meanwhile.
-            if !observes {
-                events.invalid(pod, error);
+            if observes {
+                return;
+            }
+            events.invalid(pod, error);
+            if let AnnotationError::NotPermitted { role, .. } = error {
+                audit.not_permitted(pod, role);
             }
         }
     };
@@ -313,6 +330,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         drain,
         held: [owns, serves],
         admin_socket,
+        audit,
         succession,
         turn,
     })
@@ -323,7 +341,14 @@ impl Bound {
     ///
     /// # Errors
     /// When a part ended that should not have. What is still in flight after the grace is only said in the log.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let audit = Arc::clone(&self.audit);
+        let done = self.serve(stop).await;
+        audit.end(AUDIT_GRACE).await;
+        done
+    }
+
+    async fn serve(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let mut stop = std::pin::pin!(stop);
         let handed_over = tokio::select! {
             () = stop.as_mut() => false,

@@ -299,6 +299,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "error|warn|info|debug", default_value = "info", env = "KUBE2IRSA_LOG_LEVEL")]
     pub log_level: String,
 
+    /// Where it is written which pod got which keys of which role (docs/audit.md): JSON lines, appended to a file, or `-`
+    /// for standard output. Absent: nowhere.
+    #[arg(long, value_name = "FILE|-", env = "KUBE2IRSA_AUDIT_LOG")]
+    pub audit_log: Option<String>,
+
     /// Threads that serve requests.
     #[arg(long, value_name = "N", default_value = "2", env = "KUBE2IRSA_WORKER_THREADS")]
     pub worker_threads: String,

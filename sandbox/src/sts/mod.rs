@@ -74,6 +74,10 @@ pub struct Call {
     pub session_name: Option<String>,
     /// `Success`, or AWS's error code; of a connection that was cut: `Cut`.
     pub outcome: &'static str,
+    /// The keys that were given, if any were.
+    pub access_key_id: Option<String>,
+    /// The id that the answer names.
+    pub request_id: String,
     /// When it was answered.
     pub at: Instant,
 }
@@ -133,11 +137,12 @@ impl Sts {
             None => sts.answer(&parts, &body, &parameters).await,
         };
         let cut = fault == Some(Fault::Cut);
-        sts.log(&parameters, if cut { "Cut" } else { answer.outcome() });
+        let request_id = random::request_id();
+        sts.log(&parameters, if cut { "Cut" } else { answer.outcome() }, answer.text("AccessKeyId"), &request_id);
         if parameters.get("Action") == Some("AssumeRoleWithWebIdentity") {
             sts.faults.pass_gate().await;
         }
-        let response = answer.response(sts.faults.now());
+        let response = answer.response(sts.faults.now(), &request_id);
         if cut { cut_off(response).await } else { response }
     }
 
@@ -295,13 +300,15 @@ impl Inner {
         Ok(session)
     }
 
-    fn log(&self, parameters: &Parameters, outcome: &'static str) {
+    fn log(&self, parameters: &Parameters, outcome: &'static str, access_key_id: Option<&str>, request_id: &str) {
         let get = |name| parameters.get(name).map(str::to_owned);
         let call = Call {
             action: get("Action").unwrap_or_default(),
             role: get("RoleArn"),
             session_name: get("RoleSessionName"),
             outcome,
+            access_key_id: access_key_id.map(str::to_owned),
+            request_id: request_id.to_owned(),
             at: Instant::now(),
         };
         tracing::debug!(action = call.action, role = call.role, session = call.session_name, outcome, "sts");
