@@ -8,10 +8,10 @@ use std::{
 
 use clap::{Parser as _, error::ErrorKind};
 use kube2irsa::{
-    admin::client,
+    admin::{self, client, explain::Explanation},
     app,
-    cli::{Cli, Command, Probe, ProbeArgs, RulesCommand},
-    config::{self, Config, Removal},
+    cli::{Cli, Command, ExplainArgs, Output, Probe, ProbeArgs, RulesCommand},
+    config::{self, Config, ConfigErrors, Removal},
     intercept::{
         self,
         check::{self, Expected},
@@ -30,6 +30,8 @@ static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
+/// `EX_UNAVAILABLE`.
+const UNAVAILABLE: u8 = 69;
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => Config::new(&args).map(run),
         Command::Probe(args) => Ok(probe(&args)),
+        Command::Explain(args) => explain(&args),
         Command::Rules { command: RulesCommand::Show } => Ok(show_rules()),
         Command::Rules { command: RulesCommand::Check(args) } => config::expected(&args).map(|it| check_rules(&it)),
         Command::Rules { command: RulesCommand::Remove(args) } => Removal::new(&args).map(remove_rules),
@@ -101,6 +104,32 @@ fn probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
     };
     write!(io::stdout().lock(), "{said}")?;
     Ok(code)
+}
+
+fn explain(args: &ExplainArgs) -> Result<anyhow::Result<ExitCode>, ConfigErrors> {
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+    match args.pod.split_once('/') {
+        Some((namespace, pod)) if is_name(namespace) && is_name(pod) => Ok(explained(args)),
+        _ => Err(ConfigErrors(vec![format!("{:?}: is not NAMESPACE/POD", args.pod)])),
+    }
+}
+
+fn explained(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    let body = match client::get(&args.admin_socket, &format!("{}{}", admin::EXPLAIN, args.pod)) {
+        Ok((200, body)) => body,
+        Ok((_, why)) => return Ok(fail(UNAVAILABLE, &why)),
+        Err(error) => return Ok(fail(UNAVAILABLE, &error.to_string())),
+    };
+    let explanation = serde_json::from_str::<Explanation>(&body).map_err(|error| {
+        anyhow::anyhow!("the daemon's answer is not understood: is it of another version? ({error})")
+    })?;
+    let mut out = io::stdout().lock();
+    match args.output {
+        Output::Text => write!(out, "{explanation}")?,
+        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?,
+    }
+    Ok(if explanation.well { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
 }
 
 fn show_rules() -> anyhow::Result<ExitCode> {

@@ -155,7 +155,7 @@ pub fn instance_profile(role: &RoleArn, now: Now) -> Option<String> {
 }
 
 /// `YYYY-MM-DDTHH:MM:SSZ`, exactly: the Rust SDK refuses offsets, minio's fractions.
-fn seconds(time: SystemTime) -> Option<String> {
+pub(crate) fn seconds(time: SystemTime) -> Option<String> {
     let seconds = time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
     DateTime::from_secs(i64::try_from(seconds).ok()?).fmt(Format::DateTime).ok()
 }
