@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
 #[derive(Debug, Parser)]
@@ -33,6 +34,18 @@ pub enum Command {
     /// step fails, 69 if no daemon answers.
     #[command(args_override_self = true)]
     Explain(ExplainArgs),
+    /// Print a script by which a shell completes our commands and flags.
+    Completions {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Print the manual page of all commands, or write a page for each into a directory.
+    Man {
+        /// The directory.
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
 }
 
 /// The flags of `explain`.

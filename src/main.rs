@@ -2,11 +2,15 @@
 
 use std::{
     alloc::System,
+    fs,
     io::{self, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
-use clap::{Parser as _, error::ErrorKind};
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+use clap_complete::Shell;
 use kube2irsa::{
     admin::{self, client, explain::Explanation},
     app,
@@ -51,6 +55,8 @@ fn main() -> ExitCode {
         Command::Run(args) => Config::new(&args).map(run),
         Command::Probe(args) => Ok(probe(&args)),
         Command::Explain(args) => explain(&args),
+        Command::Completions { shell } => Ok(completions(shell)),
+        Command::Man { directory } => Ok(manual(directory.as_deref())),
         Command::Rules { command: RulesCommand::Show } => Ok(show_rules()),
         Command::Rules { command: RulesCommand::Check(args) } => config::expected(&args).map(|it| check_rules(&it)),
         Command::Rules { command: RulesCommand::Remove(args) } => Removal::new(&args).map(remove_rules),
@@ -130,6 +136,28 @@ fn explained(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?,
     }
     Ok(if explanation.well { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
+}
+
+fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "kube2irsa", &mut script);
+    io::stdout().lock().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn manual(directory: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let command = Cli::command();
+    match directory {
+        Some(directory) => fs::create_dir_all(directory)
+            .and_then(|()| clap_mangen::generate_to(command, directory))
+            .with_context(|| directory.display().to_string())?,
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command).render(&mut page)?;
+            io::stdout().lock().write_all(&page)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show_rules() -> anyhow::Result<ExitCode> {
