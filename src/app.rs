@@ -6,7 +6,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,11 @@ mod succession;
 
 use self::succession::{Succession, Turn};
 use crate::{
-    admin::{self, Admin, socket::Socket},
+    admin::{
+        self, Admin,
+        explain::{Explainer, StsPlace},
+        socket::Socket,
+    },
     audit::Audit,
     config::{Config, Intercept},
     credentials::refresher::{Channel, Refresher},
@@ -208,16 +212,21 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     spawn(&mut tasks, "choice of token access", decision.make(config.token_access));
     let tokens = token::ApiServer::new(Arc::clone(&access), config.node_name.clone(), config.token_audience.clone());
+    let (node_name, role_annotation) = (config.node_name.clone(), config.annotation_keys.role_arn().to_owned());
+    let access_to_tell_of = Arc::clone(&access);
     let entitled = {
         let directory = Arc::clone(&directory);
         move |grant: &_| directory.entitled(grant)
     };
+    let sts_place = Arc::new(OnceLock::new());
     let refresher = {
+        let known = Arc::clone(&sts_place);
         let (place, limits, cluster) = (config.sts.location, config.sts.limits, config.sts.cluster_name);
         let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));
         async move {
             // Until then whoever asks waits, as for an exchange that takes long.
             let (region, endpoint) = location::of_sts(place, &readiness).await;
+            let _once = known.set(StsPlace { region: region.clone(), endpoint: endpoint.clone() });
             let sts = Sts::new(https, region, endpoint, cluster, Arc::clone(&metrics));
             Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, events, metrics, channel).run().await;
         }
@@ -316,7 +325,19 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let (turns, turn) = oneshot::channel();
     // Its end is no failure: `run` is told.
     let succession = tokio::spawn(succession.run(turns));
-    admin.tell_of(directory, store);
+    admin.tell_of_pods(Explainer {
+        directory,
+        store,
+        access: access_to_tell_of,
+        readiness: Arc::clone(&readiness),
+        metrics,
+        node: node_name,
+        audience: config.token_audience,
+        role_annotation,
+        intercept: config.intercept,
+        require_imdsv2: config.require_imdsv2,
+        sts: sts_place,
+    });
     let serving = admin::serve(admin_listener, admin);
     spawn(&mut tasks, "operator's listener", once_ours(serves.subscribe(), watcher, serving));
 

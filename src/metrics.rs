@@ -296,6 +296,14 @@ impl Metrics {
         self.connections_closed.with_label_values(&[why.label()]).inc();
     }
 
+    /// What is told of the interception in force: the backend's name.
+    #[must_use]
+    pub fn interception(&self) -> Option<String> {
+        let families = prometheus::core::Collector::collect(&self.intercept);
+        let in_force = families.iter().flat_map(|family| family.get_metric());
+        in_force.flat_map(|metric| metric.get_label()).map(|label| label.value().to_owned()).next()
+    }
+
     /// Notes whether the state directory cannot be used for this. Returns what was noted before.
     pub fn lacks_state_dir(&self, state_use: StateUse, lacks: bool) -> bool {
         let gauge = self.state_dir_unusable.with_label_values(&[state_use.label()]);

@@ -10,6 +10,7 @@ pub mod document;
 pub mod refresher;
 pub mod schedule;
 pub mod slot;
+pub mod trace;
 
 use std::{
     collections::BTreeSet,
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use self::{
     document::{Document, Form},
     slot::Failure,
+    trace::{Held, Report, Trace},
 };
 use crate::{
     audit::{Audit, SharedSession},
@@ -130,6 +132,7 @@ pub struct Slot {
     wanted: AtomicBool,
     /// Seconds since the store was made.
     last_read: AtomicU64,
+    trace: Mutex<Trace>,
 }
 
 impl fmt::Debug for Slot {
@@ -258,6 +261,18 @@ impl Store {
         }
     }
 
+    /// How the session of `grant` stands, if there is one. That somebody looks is no reason to keep it.
+    #[must_use]
+    pub fn report(&self, grant: &Arc<Grant>, now: Now) -> Option<Report> {
+        let slot = self.slots.get(&address(grant)).map(|slot| Arc::clone(&slot))?;
+        let held = match &**slot.view.load() {
+            View::Document(document) => Held::of(document, now),
+            View::Pending(_) | View::Failed(..) | View::Gone => None,
+        };
+        let trace = slot.trace();
+        Some(Report { session_name: self.scope.session_name(grant), held, last: trace.last.clone(), next: trace.next })
+    }
+
     /// What the metrics show.
     #[must_use]
     pub fn figures(&self, now: Now) -> Figures {
@@ -368,6 +383,7 @@ impl Slot {
             changed: watch::Sender::new(()),
             wanted: AtomicBool::new(false),
             last_read: AtomicU64::default(),
+            trace: Mutex::default(),
         })
     }
 
@@ -386,6 +402,10 @@ impl Slot {
         let mut holders = self.holders();
         holders.grants.iter().for_each(|grant| audit.shared(grant, &session));
         holders.session = Some(session);
+    }
+
+    fn trace(&self) -> MutexGuard<'_, Trace> {
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The grants, another one first each time: what the API server says of one pod is not held against the others.

@@ -23,6 +23,7 @@ use super::{
     Command, Document, SessionScope, Slot, Store, View,
     schedule::{Key, Limits, Schedule, Turn},
     slot::{Event, Failure, Priority, State},
+    trace::{Attempt, Missed, Next, Stage},
 };
 use crate::{
     audit::{Audit, SharedSession},
@@ -181,8 +182,10 @@ impl Refresher {
     }
 
     fn step(&mut self, key: Key, event: Event) {
-        let state = self.schedule.step(key, event, clock::now(), fastrand::f64());
+        let now = clock::now();
+        let state = self.schedule.step(key, event, now, fastrand::f64());
         let Some(slot) = self.slots.get(&key) else { return };
+        slot.trace().next = Next::of(&state, now);
         slot.publish(match state {
             State::Empty => View::Pending(None),
             // Nobody waits for what is tried again after it was permanent.
@@ -269,6 +272,21 @@ impl FetchError {
         }
     }
 
+    fn stage(&self) -> Stage {
+        match self {
+            Self::Token(_) => Stage::Token,
+            Self::Exchange(_) | Self::Clock => Stage::Exchange,
+        }
+    }
+
+    fn code(&self) -> &str {
+        match self {
+            Self::Token(error) => error.label(),
+            Self::Exchange(error) => &error.code,
+            Self::Clock => "Clock",
+        }
+    }
+
     fn failure(&self) -> Failure {
         match self {
             Self::Token(error) if error.is_transient() => Failure::Transient,
@@ -286,7 +304,14 @@ impl FetchError {
 impl Fetcher {
     async fn fetch(self: Arc<Self>, slot: Arc<Slot>, grant: Arc<Grant>, renewal: bool) -> Fetched {
         let calls = AtomicU32::new(0);
-        let result = self.try_fetch(&slot, &grant, &calls).await.map(Arc::new).map_err(|error| {
+        let fetched = self.try_fetch(&slot, &grant, &calls).await;
+        let missed = fetched.as_ref().err().map(|error| Missed {
+            stage: error.stage(),
+            code: error.code().to_owned(),
+            words: self.events.words(&grant, error.cause(), renewal),
+        });
+        slot.trace().last = Some(Attempt { at: clock::now().wall, missed });
+        let result = fetched.map(Arc::new).map_err(|error| {
             tell_of(&slot, &grant, &error, renewal);
             let sharing = slot.holders().grants.clone();
             // The next try is made with the token of another.

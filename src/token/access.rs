@@ -130,6 +130,12 @@ impl Access {
         Self { own, as_node, mode: watch::Sender::new(None) }
     }
 
+    /// The mode in force, if that is decided.
+    #[must_use]
+    pub fn mode(&self) -> Option<Mode> {
+        *self.mode.borrow()
+    }
+
     /// The mode in force and its client, once that is decided.
     pub async fn client(&self) -> (Mode, Client) {
         let mut decided = self.mode.subscribe();
