@@ -8,7 +8,7 @@ CARGO_DENY_VERSION := 0.20.2
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-sandbox: ## Run the main job in a cluster of network namespaces (root)
+sandbox: ## Run the main job in a cluster of network namespaces (root, or a user namespace)
 	cargo run --locked --bin sandbox
 
 test: ## Run all tests that need nothing but Rust and Debian packages (root)
