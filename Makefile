@@ -7,7 +7,7 @@ MANIFESTS := daemonset/manifests
 # The version is that of which Kubernetes the file is for; it decides nothing that is not named.
 RENDER := $(HELM) template kube2irsa daemonset/chart --namespace kube2irsa --kube-version 1.36.0 --set namespace.create=true
 
-.PHONY: help sandbox test test-clients clients manifests test-chart test-apiserver test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale ci
+.PHONY: help sandbox test docs test-clients clients manifests test-chart test-apiserver test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ sandbox: ## Run the main job in a cluster of network namespaces (root)
 
 test: ## Run all tests that need nothing but Rust and Debian packages (root)
 	cargo test --locked
+
+docs: ## Write docs/metrics.md from src/metrics.rs
+	KUBE2IRSA_WRITE_DOCS=1 cargo test --locked --lib the_page_for_operators
 
 test-clients: ## Run each of other ecosystems' clients once (root, Go, Node, a JDK, Maven; minutes at first)
 	cargo test --locked --test clients -- --ignored each_client
