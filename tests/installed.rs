@@ -55,13 +55,17 @@ fn trusting(sandbox: &Sandbox, mut values: Value) -> Value {
     values
 }
 
-fn ready(sandbox: &Sandbox, running: &mut Running, admin: std::net::SocketAddr) {
+/// Waits for what the kubelet waits for.
+fn ready(running: &mut Running) {
     eventually("the daemon is ready", || {
         if let Ok(Some(status)) = running.daemon.process.try_wait() {
             panic!("{status}\n{}", running.daemon.log());
         }
-        get(sandbox.node(), admin, "/readyz").is_ok_and(|(status, _)| status == 200)
+        running.probe("readinessProbe").0 == 0
     });
+    for probe in ["startupProbe", "livenessProbe"] {
+        assert_eq!(running.probe(probe).0, 0, "{probe}");
+    }
 }
 
 fn metrics(sandbox: &Sandbox, admin: std::net::SocketAddr) -> String {
@@ -141,7 +145,7 @@ fn in_node_mode_pods_get_their_roles_and_the_daemon_may_do_nothing_else() {
     let objects = render(NODE_MODE, &trusting(&sandbox, json!({"startupTaint": {"enabled": true}})));
     api.apply_all(&sandbox, &objects);
     let mut running = kubelet::run(&sandbox, &api, &objects, "kube2irsa-1");
-    ready(&sandbox, &mut running, ADMIN);
+    ready(&mut running);
     assert_gets_its_role(&sandbox, &pod, &running.daemon);
     let said = metrics(&sandbox, ADMIN);
     assert!(said.contains("kube2irsa_token_access_info{mode=\"node\"} 1"), "{said}");
@@ -206,7 +210,7 @@ fn in_direct_mode_under_any_name_pods_get_their_roles_and_each_value_of_the_poli
     api.apply_all(&sandbox, &objects);
     let mut running = kubelet::run(&sandbox, &api, &objects, "aws-kube2irsa-1");
     let admin = (NODE_ADDRESS, 9999).into();
-    ready(&sandbox, &mut running, admin);
+    ready(&mut running);
     assert_gets_its_role(&sandbox, &pod, &running.daemon);
     assert!(metrics(&sandbox, admin).contains("kube2irsa_token_access_info{mode=\"direct\"} 1"));
     assert!(get(pod.network(), admin, "/metrics").is_ok(), "who reaches the node reaches them, as the values say");
@@ -332,7 +336,7 @@ fn who_observes_names_the_pods_and_can_ask_for_no_token() {
         let objects = render(version, &trusting(&sandbox, json!({"mode": "observe"})));
         api.apply_all(&sandbox, &objects);
         let mut running = kubelet::run(&sandbox, &api, &objects, "kube2irsa-1");
-        ready(&sandbox, &mut running, ADMIN);
+        ready(&mut running);
         let named = "pod team-a/web-0 of service account web contacts 169.254.169.254: it would get arn:aws:iam::";
         eventually("it is named", || {
             // It still gets the node's.
@@ -357,13 +361,13 @@ fn an_upgrade_lets_the_next_daemon_follow_and_a_removal_leaves_nothing_behind() 
     let objects = render(NODE_MODE, &trusting(&sandbox, json!({})));
     api.apply_all(&sandbox, &objects);
     let mut first = kubelet::run(&sandbox, &api, &objects, "kube2irsa-1");
-    ready(&sandbox, &mut first, ADMIN);
+    ready(&mut first);
     assert_gets_its_role(&sandbox, &pod, &first.daemon);
 
-    // As with maxSurge: both at once, then the first is told to stop.
-    let next = kubelet::run(&sandbox, &api, &objects, "kube2irsa-2");
-    let took_over = "took over from the daemon that ran here";
-    eventually("the next one takes over", || next.daemon.log().contains(took_over));
+    // As with maxSurge: both at once, and the first is told to stop as soon as the next is said to be ready.
+    let mut next = kubelet::run(&sandbox, &api, &objects, "kube2irsa-2");
+    ready(&mut next);
+    assert!(next.daemon.log().contains("took over from the daemon that ran here"), "{}", next.daemon.log());
     assert!(first.daemon.stop().success());
     assert_gets_its_role(&sandbox, &pod, &next.daemon);
 
@@ -378,7 +382,7 @@ fn an_upgrade_lets_the_next_daemon_follow_and_a_removal_leaves_nothing_behind() 
     api.apply_all(&sandbox, &objects);
     let mut removal = kubelet::run(&sandbox, &api, &objects, "kube2irsa-3");
     assert_eq!(removal.token, None);
-    ready(&sandbox, &mut removal, ADMIN);
+    ready(&mut removal);
     eventually("all is out", || rules(&sandbox) == before);
     assert!(sdk(&sandbox, &pod).arn.unwrap().contains("assumed-role/node/"));
     assert!(next.daemon.stop().success());
