@@ -12,7 +12,7 @@ RENDER := $(HELM) template kube2irsa daemonset/chart --namespace kube2irsa --kub
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-sandbox: ## Run the main job in a cluster of network namespaces (root)
+sandbox: ## Run the main job in a cluster of network namespaces (root, or a user namespace)
 	cargo run --locked --bin sandbox
 
 test: ## Run all tests that need nothing but Rust and Debian packages (root)

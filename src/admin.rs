@@ -7,6 +7,7 @@
 //! it has, and a restart would lose it.
 
 pub mod client;
+pub mod explain;
 pub mod socket;
 
 use std::{
@@ -28,16 +29,17 @@ use tokio::{
     net::TcpListener,
 };
 
+use self::explain::Explainer;
 use crate::{
     clock,
-    credentials::Store,
-    identity::Directory,
     metrics::Metrics,
     readiness::{Condition, Readiness},
 };
 
 const HEAD_TIME_LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
+/// Before `NAMESPACE/POD`.
+pub const EXPLAIN: &str = "/explain/";
 
 /// What an operator is told of.
 #[derive(Debug)]
@@ -45,7 +47,15 @@ pub struct Admin {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     /// Whose figures are taken when they are asked for; none before they are there, and where no pod is served.
-    pods: OnceLock<(Arc<Directory>, Arc<Store>)>,
+    pods: OnceLock<Explainer>,
+}
+
+/// By which way somebody asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Tcp,
+    /// Pods are told of by name here alone.
+    Socket,
 }
 
 /// Serves until the process ends.
@@ -61,13 +71,13 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         };
         let mut connection = http1::Builder::new();
         connection.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_LIMIT);
-        tokio::spawn(speak(stream, connection, Arc::clone(&admin)));
+        tokio::spawn(speak(stream, connection, Way::Tcp, Arc::clone(&admin)));
     }
 }
 
-async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, connection: http1::Builder, admin: Arc<Admin>) {
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, connection: http1::Builder, way: Way, admin: Arc<Admin>) {
     let service = service_fn(|request| {
-        let response = admin.respond(&request);
+        let response = admin.respond(&request, way);
         async move { Ok::<_, Infallible>(response) }
     });
     if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await {
@@ -84,12 +94,12 @@ impl Admin {
         Self { metrics, readiness, pods: OnceLock::new() }
     }
 
-    /// From now on also of these.
-    pub fn tell_of(&self, directory: Arc<Directory>, store: Arc<Store>) {
-        let _told = self.pods.set((directory, store));
+    /// From now on also of pods.
+    pub fn tell_of_pods(&self, explainer: Explainer) {
+        let _told = self.pods.set(explainer);
     }
 
-    fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn respond(&self, request: &Request<Incoming>, way: Way) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         }
@@ -104,12 +114,33 @@ impl Admin {
                 }
             }
             "/metrics" => self.metrics(),
+            path if way == Way::Socket && path.starts_with(EXPLAIN) => self.explain(path),
             _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n"),
         }
     }
 
+    fn explain(&self, path: &str) -> Response<Full<Bytes>> {
+        let Some((namespace, pod)) = path.strip_prefix(EXPLAIN).and_then(|name| name.split_once('/')) else {
+            return text(StatusCode::NOT_FOUND, "try /explain/NAMESPACE/POD\n");
+        };
+        let Some(explainer) = self.pods.get() else {
+            let why = self.missing().into_iter().map(|line| line + "\n").collect::<String>();
+            return text(StatusCode::SERVICE_UNAVAILABLE, format!("this process serves no pods\n{why}"));
+        };
+        // What a watch has told of since is no lack.
+        let _noted = self.missing();
+        match serde_json::to_vec(&explainer.explain(namespace, pod)) {
+            Ok(body) => {
+                let mut response = Response::new(Full::new(body.into()));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+            }
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("it cannot be written: {error}\n")),
+        }
+    }
+
     fn missing(&self) -> Vec<String> {
-        if let Some((directory, _)) = self.pods.get() {
+        if let Some(Explainer { directory, .. }) = self.pods.get() {
             if directory.synced() {
                 self.readiness.holds(Condition::Watches);
             } else {
@@ -120,7 +151,7 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        if let Some((directory, store)) = self.pods.get() {
+        if let Some(Explainer { directory, store, .. }) = self.pods.get() {
             let figures = directory.figures();
             let slots = store.figures(clock::now());
             let gauges = [

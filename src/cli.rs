@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
 #[derive(Debug, Parser)]
@@ -29,6 +30,47 @@ pub enum Command {
     /// Ask the daemon whether it lives, or is ready; for the probes of a pod. Exit code 1 if not, with the reasons, a line each.
     #[command(args_override_self = true)]
     Probe(ProbeArgs),
+    /// Say step by step why a pod of this node gets its credentials, or does not, as the daemon here knows it. Exit code 1 if a
+    /// step fails, 69 if no daemon answers.
+    #[command(args_override_self = true)]
+    Explain(ExplainArgs),
+    /// Print a script by which a shell completes our commands and flags.
+    Completions {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Print the manual page of all commands, or write a page for each into a directory.
+    Man {
+        /// The directory.
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// The flags of `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// The pod.
+    #[arg(value_name = "NAMESPACE/POD")]
+    pub pod: String,
+
+    /// As people or as programs read it.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+
+    /// The daemon's admin socket.
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET, env = "KUBE2IRSA_ADMIN_SOCKET")]
+    pub admin_socket: PathBuf,
+}
+
+/// As what something is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Lines.
+    Text,
+    /// One JSON object.
+    Json,
 }
 
 /// The flags of `probe`.
@@ -298,6 +340,11 @@ pub struct RunArgs {
     /// How much is logged.
     #[arg(long, value_name = "error|warn|info|debug", default_value = "info", env = "KUBE2IRSA_LOG_LEVEL")]
     pub log_level: String,
+
+    /// Where it is written which pod got which keys of which role (docs/audit.md): JSON lines, appended to a file, or `-`
+    /// for standard output. Absent: nowhere.
+    #[arg(long, value_name = "FILE|-", env = "KUBE2IRSA_AUDIT_LOG")]
+    pub audit_log: Option<String>,
 
     /// Threads that serve requests.
     #[arg(long, value_name = "N", default_value = "2", env = "KUBE2IRSA_WORKER_THREADS")]

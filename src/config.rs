@@ -5,7 +5,7 @@
 use std::{
     fmt, fs,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
@@ -22,6 +22,7 @@ pub use self::{
     rules::{Removal, expected},
 };
 use crate::{
+    audit,
     cli::RunArgs,
     identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
     imds::{allowed::AllowedPaths, facts::Given, limits::Limits},
@@ -77,6 +78,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
+    /// Where the audit log goes, if there is one.
+    pub audit_log: Option<audit::Destination>,
     /// Threads that serve requests.
     pub worker_threads: usize,
 }
@@ -220,6 +223,7 @@ impl Config {
         let Aws { sts, compose_role_arn, facts } = Aws::read(args, &mut errors);
         let allowed = allowed(args, facts.imds.as_ref(), &mut errors);
         let limits = limits::read(args, &mut errors);
+        let audit_log = args.audit_log.as_deref().map(|to| audit_log(to, &mut errors));
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
             node_name,
@@ -243,6 +247,7 @@ impl Config {
             container_endpoints,
             log_format,
             log_level,
+            audit_log,
             worker_threads,
         })
     }
@@ -279,6 +284,19 @@ fn log(format: &str, level: &str, errors: &mut Errors) -> (LogFormat, LogLevel) 
         other => errors.add(format!("--log-level {other:?}: must be error, warn, info or debug"), LogLevel::Info),
     };
     (format, level)
+}
+
+/// A file that cannot be written now may be later; a folder that is not there is a slip.
+fn audit_log(text: &str, errors: &mut Errors) -> audit::Destination {
+    if text == "-" {
+        return audit::Destination::StandardOutput;
+    }
+    let path = PathBuf::from(text);
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    if path.file_name().is_none() || path.is_dir() || !folder.is_dir() {
+        errors.add(format!("--audit-log {text:?}: is neither - nor a file in a folder that is there"), ());
+    }
+    audit::Destination::File(path)
 }
 
 fn intercept(text: &str, errors: &mut Errors) -> Intercept {

@@ -232,6 +232,14 @@ metrics! {
                 "Events on pods, by what became of them.",
                 by(&[Label::new("result", &["written", "failed", "dropped"])]),
                 note("See [Events](events.md). `failed`: the log says why, once; `dropped`: too many at once.");
+            pub audit_lines: IntCounterVec = "kube2irsa_audit_lines_total",
+                "Lines of --audit-log, by what became of them.",
+                by(&[Label::new("result", &["written", "failed", "dropped"])]),
+                note("See [the audit log](audit.md). Lost are those that `failed`, could not be written, and that were \
+                      `dropped`, came faster than they were taken. **`failed` or `dropped`: it has a gap.**");
+            pub audit_lines_waiting: IntGauge = "kube2irsa_audit_lines_waiting",
+                "Lines of --audit-log that wait to be written.",
+                note("**Above 0 for a minute: the disk is full or the reader stands still, and beyond 4096 they are lost.**");
             pub startup_taint_removals: IntCounterVec = "kube2irsa_startup_taint_removals_total",
                 "Removals of the start-up taint with --remove-taint.",
                 by(&[Label::new("result", &["removed", "conflict", "forbidden", "failed"])]),
@@ -286,6 +294,14 @@ impl Metrics {
     /// Counts a connection that we close.
     pub fn closed(&self, why: Closed) {
         self.connections_closed.with_label_values(&[why.label()]).inc();
+    }
+
+    /// What is told of the interception in force: the backend's name.
+    #[must_use]
+    pub fn interception(&self) -> Option<String> {
+        let families = prometheus::core::Collector::collect(&self.intercept);
+        let in_force = families.iter().flat_map(|family| family.get_metric());
+        in_force.flat_map(|metric| metric.get_label()).map(|label| label.value().to_owned()).next()
     }
 
     /// Notes whether the state directory cannot be used for this. Returns what was noted before.

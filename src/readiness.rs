@@ -81,6 +81,12 @@ impl Readiness {
         reasons.filter_map(|(condition, why)| Some(format!("{}: {}", condition.name(), why.as_ref()?))).collect()
     }
 
+    /// Why the condition does not hold; `None` if it does.
+    #[must_use]
+    pub fn why(&self, condition: Condition) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[condition as usize].clone()
+    }
+
     /// Whether the condition does not hold.
     #[must_use]
     pub fn is_lacking(&self, condition: Condition) -> bool {

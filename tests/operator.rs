@@ -87,6 +87,7 @@ fn all_that_is_wrong_with_the_flags_is_said_at_once_with_exit_64() {
         "aws-partition",
         "token-access",
         "state-dir",
+        "audit-log",
         "intercept",
         "ca-bundle",
         "log-format",

@@ -15,6 +15,8 @@ use std::{
 
 use nix::{fcntl::OFlag, unistd};
 
+use crate::userns;
+
 /// Where commands of the administrator are, also when `PATH` leaves them out (as after `su`).
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
@@ -69,12 +71,20 @@ pub const NETWORK: [Package; 5] = [
     Package { command: "setpriv", package: "util-linux" },
 ];
 
+/// The command line client of AWS, for those who ask for it.
+pub const AWS_CLI: Package = Package { command: "aws", package: "awscli" };
+
 /// Refuses to go on without root.
 ///
 /// # Errors
 /// [`PackageError::NotRoot`] for any other user.
 pub fn require_root() -> Result<(), PackageError> {
     if unistd::geteuid().is_root() { Ok(()) } else { Err(PackageError::NotRoot) }
+}
+
+/// Root of a user namespace without other users owns none of the system's files.
+fn may_install() -> bool {
+    unistd::geteuid().is_root() && !userns::is_alone()
 }
 
 /// Sees to it that these commands are there: installs what is missing as root where there is `apt-get`, and tells
@@ -87,7 +97,7 @@ pub fn ensure(packages: &[Package], progress: &mut dyn FnMut(&str)) -> Result<()
     if missing.is_empty() {
         return Ok(());
     }
-    let Some(apt) = find("apt-get").filter(|_| unistd::geteuid().is_root()) else {
+    let Some(apt) = find("apt-get").filter(|_| may_install()) else {
         return Err(missing_error(&missing));
     };
     let path = env::temp_dir().join("kube2irsa-sandbox-packages.lock");

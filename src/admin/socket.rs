@@ -20,7 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Admin, PAUSE, speak};
+use super::{Admin, PAUSE, Way, speak};
 use crate::{
     local_socket::{self, Name},
     metrics::{Metrics, StateUse},
@@ -155,7 +155,7 @@ async fn accept(listener: &UnixListener, connections: &Arc<Semaphore>, admin: &A
         tokio::spawn(async move {
             let mut connection = http1::Builder::new();
             connection.keep_alive(false).header_read_timeout(None);
-            if timeout(TIME_LIMIT, speak(stream, connection, admin)).await.is_err() {
+            if timeout(TIME_LIMIT, speak(stream, connection, Way::Socket, admin)).await.is_err() {
                 tracing::debug!("an operator's connection took too long");
             }
             drop(turn);

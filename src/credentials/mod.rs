@@ -10,6 +10,7 @@ pub mod document;
 pub mod refresher;
 pub mod schedule;
 pub mod slot;
+pub mod trace;
 
 use std::{
     collections::BTreeSet,
@@ -30,8 +31,10 @@ use tokio::sync::{mpsc, watch};
 use self::{
     document::{Document, Form},
     slot::Failure,
+    trace::{Held, Report, Trace},
 };
 use crate::{
+    audit::{Audit, SharedSession},
     clock::{self, Now},
     identity::{Grant, PodUid},
 };
@@ -107,18 +110,29 @@ enum View {
     Gone,
 }
 
+/// Whose a slot is.
+#[derive(Default)]
+struct Holders {
+    /// Those who are entitled to it; one, unless sessions are shared.
+    grants: Vec<Arc<Grant>>,
+    /// What they share: who joins is told of to the auditor.
+    session: Option<SharedSession>,
+}
+
 /// The credentials of one session.
 pub struct Slot {
     /// Unlike its address in memory, never another's later.
     id: schedule::Key,
-    /// Those who are entitled to it; one, unless sessions are shared.
-    grants: Mutex<Vec<Arc<Grant>>>,
+    holders: Mutex<Holders>,
+    /// What the last fetch met that an operator was told of.
+    trouble: Mutex<Option<String>>,
     view: ArcSwap<View>,
     changed: watch::Sender<()>,
     /// A `Want` is on its way to the refresher; a second one would say nothing new.
     wanted: AtomicBool,
     /// Seconds since the store was made.
     last_read: AtomicU64,
+    trace: Mutex<Trace>,
 }
 
 impl fmt::Debug for Slot {
@@ -157,6 +171,7 @@ pub struct Figures {
 #[derive(Debug)]
 pub struct Store {
     scope: SessionScope,
+    audit: Arc<Audit>,
     /// By the grant's address in memory, which cannot be another's while the slot holds the grant.
     slots: DashMap<usize, Arc<Slot>>,
     /// Held while slots are made and ended.
@@ -180,9 +195,9 @@ enum Command {
 // === impl Store ===
 
 impl Store {
-    fn new(scope: SessionScope, commands: mpsc::UnboundedSender<Command>) -> Self {
+    fn new(scope: SessionScope, audit: Arc<Audit>, commands: mpsc::UnboundedSender<Command>) -> Self {
         let (slots, made) = (DashMap::new(), clock::now().monotonic);
-        Self { scope, slots, making: Mutex::default(), commands, made, next_id: AtomicU64::new(0) }
+        Self { scope, audit, slots, making: Mutex::default(), commands, made, next_id: AtomicU64::new(0) }
     }
 
     /// The credentials of `grant`, if they are there now. Never waits.
@@ -246,6 +261,18 @@ impl Store {
         }
     }
 
+    /// How the session of `grant` stands, if there is one. That somebody looks is no reason to keep it.
+    #[must_use]
+    pub fn report(&self, grant: &Arc<Grant>, now: Now) -> Option<Report> {
+        let slot = self.slots.get(&address(grant)).map(|slot| Arc::clone(&slot))?;
+        let held = match &**slot.view.load() {
+            View::Document(document) => Held::of(document, now),
+            View::Pending(_) | View::Failed(..) | View::Gone => None,
+        };
+        let trace = slot.trace();
+        Some(Report { session_name: self.scope.session_name(grant), held, last: trace.last.clone(), next: trace.next })
+    }
+
     /// What the metrics show.
     #[must_use]
     pub fn figures(&self, now: Now) -> Figures {
@@ -274,12 +301,18 @@ impl Store {
         if let Some(slot) = self.slots.get(&key) {
             return Arc::clone(&slot);
         }
-        let joined = self.slots.iter().find(|slot| slot.grants().iter().any(|other| self.scope.joins(grant, other)));
+        let joined =
+            self.slots.iter().find(|slot| slot.holders().grants.iter().any(|other| self.scope.joins(grant, other)));
         let joined = joined.map(|slot| Arc::clone(&slot));
         let slot = joined.unwrap_or_else(|| Slot::new(self.next_id.fetch_add(1, Ordering::Relaxed)));
         // Who comes will read.
         slot.read(self.age(clock::now()));
-        slot.grants().push(Arc::clone(grant));
+        let mut holders = slot.holders();
+        if let Some(session) = &holders.session {
+            self.audit.shared(grant, session);
+        }
+        holders.grants.push(Arc::clone(grant));
+        drop(holders);
         self.slots.insert(key, Arc::clone(&slot));
         slot
     }
@@ -293,10 +326,10 @@ impl Store {
 
     /// A grant is no longer the slot's; the last one's leaving ends it.
     fn leave(&self, _making: &MutexGuard<'_, ()>, grant: usize, slot: Arc<Slot>) {
-        let mut grants = slot.grants();
-        grants.retain(|other| address(other) != grant);
-        let last = grants.is_empty();
-        drop(grants);
+        let mut holders = slot.holders();
+        holders.grants.retain(|other| address(other) != grant);
+        let last = holders.grants.is_empty();
+        drop(holders);
         if last {
             slot.publish(View::Gone);
             let _ = self.commands.send(Command::Retire(slot));
@@ -315,7 +348,7 @@ impl Store {
     fn remove(&self, slot: &Arc<Slot>) {
         let _making = self.making();
         self.slots.retain(|_, other| !Arc::ptr_eq(other, slot));
-        slot.grants().clear();
+        slot.holders().grants.clear();
         slot.publish(View::Gone);
     }
 
@@ -344,21 +377,40 @@ impl Slot {
     fn new(id: schedule::Key) -> Arc<Self> {
         Arc::new(Self {
             id,
-            grants: Mutex::default(),
+            holders: Mutex::default(),
+            trouble: Mutex::default(),
             view: ArcSwap::from_pointee(View::Pending(None)),
             changed: watch::Sender::new(()),
             wanted: AtomicBool::new(false),
             last_read: AtomicU64::default(),
+            trace: Mutex::default(),
         })
     }
 
-    fn grants(&self) -> MutexGuard<'_, Vec<Arc<Grant>>> {
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    fn holders(&self) -> MutexGuard<'_, Holders> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the last fetch met; what the one before met, if that is something else.
+    fn meets(&self, trouble: Option<String>) -> Option<Option<String>> {
+        let mut met = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        (*met != trouble).then(|| std::mem::replace(&mut *met, trouble))
+    }
+
+    /// All who have it now have this session, and so has who joins.
+    fn shares(&self, session: SharedSession, audit: &Audit) {
+        let mut holders = self.holders();
+        holders.grants.iter().for_each(|grant| audit.shared(grant, &session));
+        holders.session = Some(session);
+    }
+
+    fn trace(&self) -> MutexGuard<'_, Trace> {
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The grants, another one first each time: what the API server says of one pod is not held against the others.
     fn in_turn(&self) -> Vec<Arc<Grant>> {
-        let mut grants = self.grants();
+        let grants = &mut self.holders().grants;
         let in_turn = grants.clone();
         let one = grants.len().min(1);
         grants.rotate_left(one);
@@ -367,11 +419,11 @@ impl Slot {
 
     /// How long its sessions are asked to last.
     fn asked_life(&self) -> Option<Duration> {
-        self.grants().first().map(|grant| Duration::from_secs(grant.wish.session_seconds.into()))
+        self.holders().grants.first().map(|grant| Duration::from_secs(grant.wish.session_seconds.into()))
     }
 
     fn is_of(&self, grant: usize, pod: &PodUid) -> bool {
-        self.grants().iter().any(|other| address(other) == grant && other.pod.uid == *pod)
+        self.holders().grants.iter().any(|other| address(other) == grant && other.pod.uid == *pod)
     }
 
     fn read(&self, at: Duration) {

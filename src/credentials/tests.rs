@@ -16,7 +16,7 @@ use crate::{
     events::Events,
     identity::{Pod, Wish},
     metrics::Metrics,
-    sts::{Action, Ask, Class, Exchange, ExchangeError, Exchanged, Session},
+    sts::{Action, Ask, Call, Class, Exchange, ExchangeError, Session},
     token::{TokenError, TokenSource},
 };
 
@@ -64,7 +64,7 @@ impl TokenSource for Fake {
 }
 
 impl Exchange for Fake {
-    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Exchanged> {
+    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Session, ExchangeError>> {
         async move {
             let number = self.exchanges.fetch_add(1, Ordering::SeqCst);
             self.permits.acquire().await.unwrap().forget();
@@ -87,7 +87,11 @@ impl Exchange for Fake {
                 }),
                 Answer::Panic => panic!("a defect in one fetch"),
             };
-            Exchanged { session, calls: 1 }
+            let issued = session.as_ref().map(Session::issued);
+            let result = issued.as_ref().map_err(|error| *error);
+            let (action, role) = (Action::WebIdentity, &ask.wish.role);
+            (ask.told)(Call { action, role, result, request_id: None, region: None, endpoint: None });
+            session
         }
         .boxed()
     }
@@ -114,7 +118,7 @@ fn engine_of(scope: SessionScope, permits: usize, answer: Answer) -> Engine {
         without_token: Mutex::default(),
     });
     let ended = Arc::<Mutex<Option<PodUid>>>::default();
-    let channel = Channel::new(scope);
+    let channel = Channel::new(scope, Arc::new(Audit::none()));
     let store = channel.store();
     let asked = Arc::clone(&ended);
     let metrics = Arc::new(Metrics::new().unwrap());
@@ -346,7 +350,7 @@ async fn a_pod_that_asks_while_it_ends_does_not_keep_a_shared_session() {
 #[test]
 fn a_shared_session_that_a_pod_joins_is_not_idle() {
     let (commands, _) = mpsc::unbounded_channel();
-    let mut store = Store::new(SessionScope::ServiceAccount, commands);
+    let mut store = Store::new(SessionScope::ServiceAccount, Arc::new(Audit::none()), commands);
     let slot = store.slot(&grant("1"));
     store.made -= Duration::from_secs(7200);
     let idle = |store: &Store| store.idle(&slot, Duration::from_secs(3600), clock::now());

@@ -27,6 +27,7 @@ use super::{
     policy::{Demands, NamespacePolicy},
 };
 
+pub mod found;
 mod linked;
 
 /// The share of a caller's time after which an unknown address is looked up.

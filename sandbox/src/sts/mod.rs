@@ -39,13 +39,15 @@ pub use account::{IamError, InstanceCredentials, Role};
 pub use faults::{Fault, Faults, Which};
 
 pub(crate) use answers::{Refusal, escape, http_date, timestamp};
-pub(crate) use random::{hex, opaque_token, unique_id};
+pub(crate) use query::Parameters;
+pub(crate) use random::{hex, opaque_token, request_id, unique_id};
+pub(crate) use sigv4::Service;
 
 use account::{Accounts, RoleArn, Session};
 use answers::{Answer, Element};
 use issuers::Issuers;
-use query::Parameters;
-use sigv4::{Service, Signature};
+use policy::{Context, Verdict};
+use sigv4::Signature;
 
 use crate::http::{Body, full};
 
@@ -74,6 +76,10 @@ pub struct Call {
     pub session_name: Option<String>,
     /// `Success`, or AWS's error code; of a connection that was cut: `Cut`.
     pub outcome: &'static str,
+    /// The keys that were given, if any were.
+    pub access_key_id: Option<String>,
+    /// The id that the answer names.
+    pub request_id: String,
     /// When it was answered.
     pub at: Instant,
 }
@@ -88,6 +94,18 @@ struct Inner {
     faults: Faults,
     max_life: Mutex<Option<Duration>>,
     calls: Mutex<Calls>,
+}
+
+/// What a role's permissions policy says of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Permission {
+    /// Yes.
+    Allowed,
+    /// No.
+    Denied {
+        /// In so many words.
+        explicitly: bool,
+    },
 }
 
 #[derive(Default)]
@@ -133,11 +151,12 @@ impl Sts {
             None => sts.answer(&parts, &body, &parameters).await,
         };
         let cut = fault == Some(Fault::Cut);
-        sts.log(&parameters, if cut { "Cut" } else { answer.outcome() });
+        let request_id = request_id();
+        sts.log(&parameters, if cut { "Cut" } else { answer.outcome() }, answer.text("AccessKeyId"), &request_id);
         if parameters.get("Action") == Some("AssumeRoleWithWebIdentity") {
             sts.faults.pass_gate().await;
         }
-        let response = answer.response(sts.faults.now());
+        let response = answer.response(sts.faults.now(), &request_id);
         if cut { cut_off(response).await } else { response }
     }
 
@@ -170,6 +189,14 @@ impl Sts {
         self.0.accounts().put_role(role)
     }
 
+    /// Gives a role another permissions policy; it is in force at once, also for keys that were given before.
+    ///
+    /// # Errors
+    /// When IAM would refuse the policy, or there is no such role.
+    pub fn put_permissions(&self, role_arn: &str, permissions: &Value) -> Result<(), IamError> {
+        self.0.accounts().put_permissions(role_arn, permissions)
+    }
+
     /// Takes a role out of IAM; the keys that it gave stay good.
     pub fn delete_role(&self, role_arn: &str) {
         self.0.accounts().delete_role(role_arn);
@@ -189,6 +216,31 @@ impl Sts {
     /// In STS's words, why nobody did.
     pub(crate) fn s3_caller(&self, region: &'static str, parts: &Parts, body: &[u8]) -> Result<String, Refusal> {
         self.0.caller(Service::S3 { region }, parts, body).map(|session| session.arn.clone())
+    }
+
+    /// The ARN of who signed a request to a service, and what the permissions policy of its role says of doing `action` to
+    /// `resource`. A role that is not in IAM is permitted nothing.
+    ///
+    /// # Errors
+    /// In STS's words, why nobody signed it.
+    pub(crate) fn permission(
+        &self,
+        service: Service,
+        parts: &Parts,
+        body: &[u8],
+        action: &str,
+        resource: &str,
+    ) -> Result<(String, Permission), Refusal> {
+        let caller = self.0.caller(service, parts, body)?;
+        let role = self.0.accounts().role(caller.role.as_str());
+        let verdict = role.map_or(Verdict::Silent, |role| {
+            role.permissions.verdict(action, resource, &caller.context(Context::default()))
+        });
+        let permission = match verdict {
+            Verdict::Allows => Permission::Allowed,
+            verdict => Permission::Denied { explicitly: verdict == Verdict::Denies },
+        };
+        Ok((caller.arn.clone(), permission))
     }
 
     /// The dials of what goes wrong.
@@ -295,13 +347,15 @@ impl Inner {
         Ok(session)
     }
 
-    fn log(&self, parameters: &Parameters, outcome: &'static str) {
+    fn log(&self, parameters: &Parameters, outcome: &'static str, access_key_id: Option<&str>, request_id: &str) {
         let get = |name| parameters.get(name).map(str::to_owned);
         let call = Call {
             action: get("Action").unwrap_or_default(),
             role: get("RoleArn"),
             session_name: get("RoleSessionName"),
             outcome,
+            access_key_id: access_key_id.map(str::to_owned),
+            request_id: request_id.to_owned(),
             at: Instant::now(),
         };
         tracing::debug!(action = call.action, role = call.role, session = call.session_name, outcome, "sts");
