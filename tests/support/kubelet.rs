@@ -5,7 +5,12 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use sandbox::{
     network::{KUBERNETES_ADDRESS, NODE_ADDRESS},
@@ -157,14 +162,7 @@ fn volumes(
     (volumes, token)
 }
 
-fn project(
-    sandbox: &Sandbox,
-    api: &ApiServer,
-    pod: &Value,
-    source: &Value,
-    folder: &PathBuf,
-    token: &mut Option<String>,
-) {
+fn project(sandbox: &Sandbox, api: &ApiServer, pod: &Value, source: &Value, folder: &Path, token: &mut Option<String>) {
     let namespace = pod["metadata"]["namespace"].as_str().unwrap();
     let write = |file: &Value, text: &str| fs::write(folder.join(file.as_str().unwrap()), text).unwrap();
     if let Value::Object(wanted) = &source["serviceAccountToken"] {
