@@ -16,8 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
 use crate::{
-    clock,
     credentials::Store,
+    figures,
     identity::Directory,
     metrics::Metrics,
     readiness::{Condition, Readiness},
@@ -96,21 +96,9 @@ impl Admin {
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         if let Some((directory, store)) = &self.pods {
-            let figures = directory.figures();
-            let slots = store.figures(clock::now());
-            let gauges = [
-                (&self.metrics.pods, figures.pods),
-                (&self.metrics.disputed_addresses, figures.disputed),
-                (&self.metrics.suspended_addresses, figures.suspended),
-                (&self.metrics.pods_with_invalid_role, figures.invalid),
-                (&self.metrics.slots, slots.slots),
-                (&self.metrics.slots_failed, slots.failed),
-                (&self.metrics.slots_low, slots.low),
-            ];
-            for (gauge, figure) in gauges {
-                gauge.set(i64::try_from(figure).unwrap_or(i64::MAX));
-            }
+            figures::take(&self.metrics, directory, store);
         }
+        figures::take_process(&self.metrics);
         self.metrics.ready.set(self.missing().is_empty().into());
         match self.metrics.text() {
             Ok((body, format)) => {

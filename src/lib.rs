@@ -4,7 +4,7 @@
 //! address is looked up ([`identity`]); its answer ([`imds::respond`], [`imds::container`]) is read from the cache
 //! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
 //! [`observe`] takes the place of all but the second where an operator wants to see who asks, first.
-//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`] and [`events`] tell of it, and
+//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`], [`figures`] and [`events`] tell of it, and
 //! [`taint`] lets pods come.
 
 pub mod admin;
@@ -16,6 +16,7 @@ pub mod credentials;
 pub mod descriptors;
 pub mod drain;
 pub mod events;
+pub mod figures;
 #[cfg(test)]
 mod histories;
 pub mod identity;
