@@ -31,7 +31,7 @@ use tokio::{
 
 use self::explain::Explainer;
 use crate::{
-    clock,
+    figures,
     metrics::Metrics,
     readiness::{Condition, Readiness},
 };
@@ -152,21 +152,9 @@ impl Admin {
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         if let Some(Explainer { directory, store, .. }) = self.pods.get() {
-            let figures = directory.figures();
-            let slots = store.figures(clock::now());
-            let gauges = [
-                (&self.metrics.pods, figures.pods),
-                (&self.metrics.disputed_addresses, figures.disputed),
-                (&self.metrics.suspended_addresses, figures.suspended),
-                (&self.metrics.pods_with_invalid_role, figures.invalid),
-                (&self.metrics.slots, slots.slots),
-                (&self.metrics.slots_failed, slots.failed),
-                (&self.metrics.slots_low, slots.low),
-            ];
-            for (gauge, figure) in gauges {
-                gauge.set(i64::try_from(figure).unwrap_or(i64::MAX));
-            }
+            figures::take(&self.metrics, directory, store);
         }
+        figures::take_process(&self.metrics);
         self.metrics.ready.set(self.missing().is_empty().into());
         match self.metrics.text() {
             Ok((body, format)) => {

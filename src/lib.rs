@@ -4,8 +4,8 @@
 //! address is looked up ([`identity`]); its answer ([`imds::respond`], [`imds::container`]) is read from the cache
 //! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
 //! [`observe`] takes the place of all but the second where an operator wants to see who asks, first.
-//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`], [`events`] and [`audit`] tell of it,
-//! [`admin::explain`] of one pod, and [`taint`] lets pods come.
+//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`], [`figures`], [`events`] and [`audit`] tell of
+//! it, [`admin::explain`] of one pod, and [`taint`] lets pods come.
 
 pub mod admin;
 pub mod app;
@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod descriptors;
 pub mod drain;
 pub mod events;
+pub mod figures;
 #[cfg(test)]
 mod histories;
 pub mod identity;

@@ -3,18 +3,29 @@
 //! Handles are resolved once; labels are bounded, and no pod, role or address is one.
 
 mod definition;
+mod silence;
+
+use std::time::Duration;
 
 use http::StatusCode;
-use prometheus::{Encoder as _, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, TextEncoder};
+use prometheus::{
+    Counter, Encoder as _, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, TextEncoder,
+};
 
 use self::definition::{Handle, Resolved, metrics};
-pub use self::definition::{Kind, Label, Metric};
+pub use self::{
+    definition::{Kind, Label, Metric},
+    silence::{Heard, Silence},
+};
+use crate::clock;
 
 /// What pods ask for: see [`RequestKind`], whose order is this one.
 const KIND: Label =
     Label::new("kind", &["token", "role_name", "role_document", "node", "allowed", "container_credentials", "other"]);
 /// The statuses that pods are answered with.
 const STATUS: Label = Label::new("status", &["200", "400", "401", "403", "404", "405", "503"]);
+/// See [`Source`], whose order is this one.
+const SOURCE: Label = Label::new("source", &["cache", "prefetch", "sts", "none"]);
 /// Kubernetes' kinds of objects that we watch.
 const RESOURCE: Label = Label::new("resource", &["pods", "serviceaccounts", "namespaces"]);
 
@@ -35,6 +46,19 @@ pub enum RequestKind {
     ContainerCredentials,
     /// Anything else.
     Other,
+}
+
+/// Where an answer to a request for credentials came from, as a label: see `SOURCE`, whose order is this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// They were there.
+    Cache,
+    /// They were there before anybody asked; the first answer.
+    Prefetch,
+    /// They were waited for.
+    Sts,
+    /// There were none in time.
+    Nowhere,
 }
 
 /// Why we closed a pod's connection, as a label.
@@ -104,8 +128,15 @@ metrics! {
         "Whether pods are served" {
             pub ready: IntGauge = "kube2irsa_ready",
                 "1 while the daemon is ready: what /readyz says.";
-            pub pods: IntGauge = "kube2irsa_pods",
-                "Pods of this node that are known.";
+            pub pods: IntGaugeVec = "kube2irsa_pods",
+                "Pods of this node that are known, by whether they can get the credentials of their main role now.",
+                by(&[Label::new("credentials", &["served", "fetching", "on_request", "no_role", "invalid", "refused_by_aws",
+                    "refused_by_kubernetes", "failing", "not_known", "exempt"])]),
+                note("`served`: they are there; `fetching`: for the first time; `on_request`: fetched when the pod asks, for \
+                      it brings its own token for STS, or has not asked for long; `no_role`: the service account names none. \
+                      **`invalid`: annotations that cannot be meant, or a role that is not permitted; `refused_by_aws`, \
+                      `refused_by_kubernetes`: until somebody mends it; `failing`: no answer, for now.** `not_known`: the \
+                      service account has not been read; `exempt`: the pod has the node's address, or has ended.");
             pub pods_with_invalid_role: IntGauge = "kube2irsa_pods_with_invalid_role",
                 "Pods whose service account has annotations that cannot be meant, or asks for a role that its namespace does \
                  not permit.",
@@ -121,14 +152,32 @@ metrics! {
                       ask over IPv4.**");
         }
         "Credentials and STS" {
-            pub slots: IntGauge = "kube2irsa_credential_slots",
-                "Sessions whose credentials are held or being fetched.";
-            pub slots_failed: IntGauge = "kube2irsa_credential_slots_failed",
-                "Sessions with nothing to serve since the last fetch failed.";
-            pub slots_low: IntGauge = "kube2irsa_credential_slots_low",
-                "Sessions with less than a quarter of their life left: renewals fail or lag.";
-            pub fetches_queued: IntGauge = "kube2irsa_credential_fetches_queued",
-                "Fetches that wait for their turn within --sts-rate, --sts-burst and --sts-concurrency.";
+            answer_seconds: Resolved<Histogram> = "kube2irsa_credential_request_duration_seconds",
+                "Seconds from a request for credentials (the role's name, its document) to the answer, of pods that have a \
+                 role.",
+                by(&[SOURCE]), buckets(&[0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 0.9]),
+                note("`prefetch`: the first answer from credentials that were fetched before the pod asked; `sts`: waited \
+                      for a fetch; `none`: refused, or not in time. Clients leave after a second.");
+            pub sessions: IntGaugeVec = "kube2irsa_sessions",
+                "Sessions at STS, of one pod and one role each unless pods share them.",
+                by(&[Label::new("state", &["good", "renewal_failing", "fetching", "refused_by_aws", "refused_by_kubernetes",
+                    "failing"])]),
+                note("`good`: served, and the last fetch succeeded. **`renewal_failing`: served until they expire.** The \
+                      others as with `kube2irsa_pods`.");
+            pub sessions_low: IntGauge = "kube2irsa_sessions_low",
+                "Sessions whose credentials are served and have less than a quarter of their life left.",
+                note("**Renewals fail or lag.**");
+            pub life_left: Gauge = "kube2irsa_session_life_left_min_ratio",
+                "What is left of the life of the session that has least of it, of its whole life; 1 where nothing is served.",
+                note("5/12 or more in normal running.");
+            pub fetches: IntGaugeVec = "kube2irsa_credential_fetches",
+                "Fetches that wait for their turn within --sts-rate, --sts-burst and --sts-concurrency, and those in flight.",
+                by(&[Label::new("state", &["queued", "in_flight"])]);
+            pub sts_budget: Gauge = "kube2irsa_sts_budget_calls",
+                "Calls of STS that may be made at once now; below 0 where fetches needed more calls than one.",
+                note("Refilled by `--sts-rate` a second.");
+            pub sts_budget_limit: IntGauge = "kube2irsa_sts_budget_limit_calls",
+                "Calls of STS that may be made at once after a rest: --sts-burst.";
             pub token_requests: IntCounterVec = "kube2irsa_token_requests_total",
                 "TokenRequests to the API server, by result: ok, an HTTP status, or what else came of it.",
                 by(&[Label::new("result", &["ok", "timeout", "unreachable", "mismatch", "400", "401", "403", "404", "409",
@@ -209,6 +258,11 @@ metrics! {
                 note("Many `found`: the watch lags.");
         }
         "The API server" {
+            pub watch_silence: Silence = "kube2irsa_watch_silence_seconds",
+                "Seconds since the API server was heard, by the watch of the resource that has been silent for longest.",
+                by(&[RESOURCE]), on_demand(),
+                note("It speaks each minute, if only to say that nothing happened. **Minutes: what happens to pods and \
+                      roles is not seen.**");
             pub watch_errors: IntCounterVec = "kube2irsa_watch_errors_total",
                 "Watches that broke: connections, errors, answers that were not understood (they are resumed).",
                 by(&[RESOURCE]);
@@ -251,6 +305,12 @@ metrics! {
                 "1 for the way of interception.",
                 by(&[Label::new("backend", &["nft", "iptables", "observe", "none", "remove"])]), on_demand(),
                 note("**`remove`: pods of the node [get its role](interception.md#when-nobody-is-to-be-left).**");
+            pub rules_present: IntGaugeVec = "kube2irsa_rules_present",
+                "1 if these rules of ours were in place when it was looked last, put back if need be.",
+                by(&[Label::new("part", &["guard", "redirect", "beside"])]), on_demand(),
+                note("Where pods' requests are redirected. **`guard`: only the redirect keeps pods from the node's role; \
+                      `redirect`: pods are refused.** `beside`: what lets packets in past the node's firewall, and keeps an \
+                      earlier redirect out.");
             pub rules_restored: IntCounterVec = "kube2irsa_rules_restored_total",
                 "Times that rules of ours were found missing and put back.",
                 by(&[Label::new("part", &["guard", "redirect", "input", "leftover"])]),
@@ -276,12 +336,41 @@ metrics! {
                 note("[What that costs](rights.md#when-the-state-directory-cannot-be-written).");
             build: IntGaugeVec = "kube2irsa_build_info",
                 "1 for the version that runs.",
-                by(&[Label::new("version", &[])]);
+                by(&[Label::new("version", &[])]), on_demand();
+            pub process_cpu: Counter = "process_cpu_seconds_total",
+                "Seconds of CPU time that the process has used.";
+            pub process_resident_memory: IntGauge = "process_resident_memory_bytes",
+                "Bytes of memory that the process holds.";
+            pub process_open_fds: IntGauge = "process_open_fds",
+                "Files and sockets that the process has open.";
+            pub process_max_fds: IntGauge = "process_max_fds",
+                "Files and sockets that it may have open.";
+            pub process_start_time: IntGauge = "process_start_time_seconds",
+                "When the process started, in seconds since 1970.";
         }
     }
 }
 
 impl Metrics {
+    /// The metrics of a process that starts.
+    ///
+    /// # Errors
+    /// When two of them have one name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let metrics = Self::registered()?;
+        metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        metrics.life_left.set(1.0);
+        metrics.process_start_time.set(i64::try_from(clock::now().unix_seconds()).unwrap_or_default());
+        Ok(metrics)
+    }
+
+    /// Notes how long an answer took.
+    pub fn waited(&self, source: Source, time: Duration) {
+        if let Some(seconds) = self.answer_seconds.get(source as usize) {
+            seconds.observe(time.as_secs_f64());
+        }
+    }
+
     /// Counts an answered request.
     pub fn answered(&self, kind: RequestKind, status: StatusCode) {
         if let Some(status) = STATUS.values.iter().position(|known| *known == status.as_str())

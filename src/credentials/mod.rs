@@ -13,7 +13,7 @@ pub mod slot;
 pub mod trace;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -133,6 +133,10 @@ pub struct Slot {
     /// Seconds since the store was made.
     last_read: AtomicU64,
     trace: Mutex<Trace>,
+    /// Somebody was given its credentials.
+    asked: AtomicBool,
+    /// Where the last fetch failed.
+    fault: Mutex<Option<Fault>>,
 }
 
 impl fmt::Debug for Slot {
@@ -154,17 +158,43 @@ pub enum Outcome {
     Gone,
 }
 
+/// Where a fetch failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// STS refuses until somebody mends something.
+    Aws,
+    /// So does the API server.
+    Kubernetes,
+    /// It may pass by itself.
+    Passing,
+}
+
+/// How a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Its credentials are served.
+    Good,
+    /// They are, and the last renewal failed.
+    RenewalFailing,
+    /// They are being fetched.
+    Fetching,
+    /// There are none: STS refuses.
+    RefusedByAws,
+    /// There are none: the API server refuses.
+    RefusedByKubernetes,
+    /// There are none, for now.
+    Failing,
+}
+
 /// What the metrics show.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Figures {
-    /// Sessions whose credentials are held or being fetched.
-    pub slots: usize,
-    /// Those that have met neither success nor failure yet.
-    pub pending: usize,
-    /// Those whose last fetch failed, with nothing to serve.
-    pub failed: usize,
-    /// Those with less than a quarter of their life left.
+    /// How many sessions stand so.
+    pub standings: BTreeMap<Standing, usize>,
+    /// Those that are served with less than a quarter of their life left.
     pub low: usize,
+    /// The least that any that is served has left, of its whole life; 1 where none is.
+    pub least_left: f64,
 }
 
 /// The credentials of this node's pods.
@@ -192,6 +222,21 @@ enum Command {
     Retire(Arc<Slot>),
 }
 
+impl Standing {
+    /// As a metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::RenewalFailing => "renewal_failing",
+            Self::Fetching => "fetching",
+            Self::RefusedByAws => "refused_by_aws",
+            Self::RefusedByKubernetes => "refused_by_kubernetes",
+            Self::Failing => "failing",
+        }
+    }
+}
+
 // === impl Store ===
 
 impl Store {
@@ -200,13 +245,13 @@ impl Store {
         Self { scope, audit, slots, making: Mutex::default(), commands, made, next_id: AtomicU64::new(0) }
     }
 
-    /// The credentials of `grant`, if they are there now. Never waits.
+    /// The credentials of `grant`, if they are there now, and whether nobody was given any before. Never waits.
     #[must_use]
-    pub fn get(&self, grant: &Arc<Grant>, form: Form, now: Now) -> Option<Bytes> {
+    pub fn get(&self, grant: &Arc<Grant>, form: Form, now: Now) -> Option<(Bytes, bool)> {
         let slot = self.slots.get(&address(grant))?;
         slot.read(self.age(now));
         match &**slot.view.load() {
-            View::Document(document) => document.body(form, now),
+            View::Document(document) => document.body(form, now).map(|body| (body, slot.is_asked_first())),
             View::Pending(_) | View::Failed(..) | View::Gone => None,
         }
     }
@@ -221,7 +266,10 @@ impl Store {
             slot.read(self.age(now));
             let so_far = match &**slot.view.load() {
                 View::Document(document) => match document.body(form, now) {
-                    Some(body) => return Outcome::Document(body),
+                    Some(body) => {
+                        slot.is_asked_first();
+                        return Outcome::Document(body);
+                    }
                     None => Outcome::Pending,
                 },
                 View::Failed(Failure::Permanent, until) if until.is_none_or(|until| until > now.monotonic) => {
@@ -276,20 +324,25 @@ impl Store {
     /// What the metrics show.
     #[must_use]
     pub fn figures(&self, now: Now) -> Figures {
-        let mut figures = Figures::default();
+        let mut figures = Figures { standings: BTreeMap::new(), low: 0, least_left: 1.0 };
         let mut seen = BTreeSet::new();
         for slot in self.slots.iter().filter(|slot| seen.insert(slot.id)) {
-            figures.slots += 1;
-            match &**slot.view.load() {
-                View::Document(document) if !document.expires().passed(now) => {
-                    figures.low += usize::from(document.expires().left(now) < document.life() / LITTLE);
-                }
-                View::Failed(..) | View::Pending(Some(_)) => figures.failed += 1,
-                View::Pending(None) => figures.pending += 1,
-                View::Document(_) | View::Gone => {}
+            *figures.standings.entry(slot.standing(now)).or_default() += 1;
+            if let View::Document(document) = &**slot.view.load()
+                && !document.expires().passed(now)
+            {
+                let (left, life) = (document.expires().left(now), document.life());
+                figures.low += usize::from(left < life / LITTLE);
+                figures.least_left = figures.least_left.min(left.as_secs_f64() / life.as_secs_f64());
             }
         }
         figures
+    }
+
+    /// How the session of `grant` stands, if there is one.
+    #[must_use]
+    pub fn standing(&self, grant: &Arc<Grant>, now: Now) -> Option<Standing> {
+        self.slots.get(&address(grant)).map(|slot| slot.standing(now))
     }
 
     fn slot(&self, grant: &Arc<Grant>) -> Arc<Slot> {
@@ -384,6 +437,8 @@ impl Slot {
             wanted: AtomicBool::new(false),
             last_read: AtomicU64::default(),
             trace: Mutex::default(),
+            asked: AtomicBool::new(false),
+            fault: Mutex::default(),
         })
     }
 
@@ -428,6 +483,29 @@ impl Slot {
 
     fn read(&self, at: Duration) {
         self.last_read.store(at.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Whether nobody was given its credentials before; from now on somebody was.
+    fn is_asked_first(&self) -> bool {
+        // A look is cheaper than a write, and all but the first need no more.
+        !self.asked.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::Relaxed)
+    }
+
+    /// What came of the last fetch.
+    fn failed(&self, fault: Option<Fault>) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+    }
+
+    fn standing(&self, now: Now) -> Standing {
+        let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&**self.view.load(), fault) {
+            (View::Document(document), None) if !document.expires().passed(now) => Standing::Good,
+            (View::Document(document), Some(_)) if !document.expires().passed(now) => Standing::RenewalFailing,
+            (View::Pending(None) | View::Gone, _) | (View::Document(_), None) => Standing::Fetching,
+            (_, Some(Fault::Aws)) => Standing::RefusedByAws,
+            (_, Some(Fault::Kubernetes)) => Standing::RefusedByKubernetes,
+            (_, Some(Fault::Passing) | None) => Standing::Failing,
+        }
     }
 
     /// What the store has given up stays so.

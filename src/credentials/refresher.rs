@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Command, Document, SessionScope, Slot, Store, View,
+    Command, Document, Fault, SessionScope, Slot, Store, View,
     schedule::{Key, Limits, Schedule, Turn},
     slot::{Event, Failure, Priority, State},
     trace::{Attempt, Missed, Next, Stage},
@@ -93,6 +93,7 @@ impl Refresher {
         channel: Channel,
     ) -> Self {
         let (scope, audit) = (channel.store.scope, Arc::clone(&channel.store.audit));
+        metrics.sts_budget_limit.set(limits.burst.into());
         Self {
             store: channel.store,
             commands: channel.commands,
@@ -208,13 +209,23 @@ impl Refresher {
     /// Starts what may be started; until when nothing more is to be done.
     fn start_fetches(&mut self) -> Option<Instant> {
         loop {
-            let turn = self.schedule.next(clock::now());
-            self.metrics.fetches_queued.set(i64::try_from(self.schedule.queued()).unwrap_or(i64::MAX));
-            match turn {
-                Turn::Wait(until) => return until,
+            match self.schedule.next(clock::now()) {
+                Turn::Wait(until) => {
+                    self.note_budget();
+                    return until;
+                }
                 Turn::Fetch(key) => self.start_fetch(key),
             }
         }
+    }
+
+    /// Each few seconds at least, for the budget grows by itself.
+    fn note_budget(&self) {
+        let fetches = [("queued", self.schedule.queued()), ("in_flight", self.in_flight.len())];
+        for (state, count) in fetches {
+            self.metrics.fetches.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.metrics.sts_budget.set(self.schedule.calls_left(clock::now()));
     }
 
     fn start_fetch(&mut self, key: Key) {
@@ -299,6 +310,14 @@ impl FetchError {
             Self::Clock => Failure::Transient,
         }
     }
+
+    fn fault(&self) -> Fault {
+        match (self.failure(), self) {
+            (Failure::Permanent, Self::Token(_)) => Fault::Kubernetes,
+            (Failure::Permanent, Self::Exchange(_) | Self::Clock) => Fault::Aws,
+            (Failure::Transient | Failure::Throttled, _) => Fault::Passing,
+        }
+    }
 }
 
 impl Fetcher {
@@ -318,8 +337,12 @@ impl Fetcher {
             let of_pod = matches!(&error, FetchError::Token(error) if error.is_of_pod()) && sharing.len() > 1;
             let concerned = if of_pod { std::slice::from_ref(&grant) } else { &sharing };
             concerned.iter().for_each(|grant| self.events.failed(grant, error.cause(), renewal));
+            slot.failed(Some(if of_pod { Fault::Passing } else { error.fault() }));
             if of_pod { Failure::Transient } else { error.failure() }
         });
+        if result.is_ok() {
+            slot.failed(None);
+        }
         Fetched { result, calls: calls.into_inner() }
     }
 

@@ -252,7 +252,7 @@ async fn what_was_fetched_for_a_pod_that_is_gone_is_given_to_nobody() {
     engine.fake.permits.add_permits(1);
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(engine.store.get(&grant, Form::Metadata, clock::now()), None);
-    assert_eq!(engine.store.figures(clock::now()).slots, 0);
+    assert_eq!(sessions(&engine), 0);
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn nothing_is_fetched_for_who_is_not_entitled() {
     *engine.ended.lock().unwrap() = Some(grant.pod.uid.clone());
     assert_eq!(engine.store.obtain(&grant, Form::Metadata, soon()).await, Outcome::Gone);
     assert_eq!(engine.exchanges(), 0);
-    assert_eq!(engine.store.figures(clock::now()).slots, 0);
+    assert_eq!(sessions(&engine), 0);
 }
 
 #[tokio::test]
@@ -275,8 +275,8 @@ async fn the_grants_of_a_pod_have_a_slot_each_and_those_that_it_loses_end() {
 
     engine.store.entitle(&first.pod.uid, &[Arc::clone(&second)], None);
     assert_eq!(engine.store.get(&first, Form::Metadata, clock::now()), None);
-    assert_eq!(engine.store.get(&second, Form::Metadata, clock::now()), Some(of_second));
-    assert_eq!(engine.store.figures(clock::now()).slots, 2, "and that of the other pod");
+    assert_eq!(engine.store.get(&second, Form::Metadata, clock::now()), Some((of_second, false)));
+    assert_eq!(sessions(&engine), 2, "and that of the other pod");
 }
 
 #[tokio::test]
@@ -307,10 +307,10 @@ async fn a_shared_session_is_one_for_all_pods_of_a_service_account_until_the_las
 
     engine.store.entitle(&one.pod.uid, &[], None);
     assert_eq!(engine.store.get(&one, Form::Metadata, clock::now()), None);
-    assert_eq!(engine.store.get(&two, Form::Metadata, clock::now()), Some(of_one));
+    assert_eq!(engine.store.get(&two, Form::Metadata, clock::now()), Some((of_one, false)));
     engine.store.entitle(&two.pod.uid, &[], None);
     assert_eq!(engine.store.get(&two, Form::Metadata, clock::now()), None);
-    assert_eq!(engine.store.figures(clock::now()).slots, 1);
+    assert_eq!(sessions(&engine), 1);
     assert!(
         matches!(engine.store.obtain(&grant("4"), Form::Metadata, soon()).await, Outcome::Document(_)),
         "a session of its own"
@@ -344,7 +344,7 @@ async fn a_pod_that_asks_while_it_ends_does_not_keep_a_shared_session() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     engine.store.entitle(&one.pod.uid, &[], None);
-    assert_eq!(engine.store.figures(clock::now()).slots, 0);
+    assert_eq!(sessions(&engine), 0);
 }
 
 #[test]
@@ -409,4 +409,8 @@ async fn what_is_not_renewed_is_reported_as_such_and_served_on() {
     let event = engine.reported.recv().await.unwrap();
     assert_eq!(event.reason.as_deref(), Some("RenewalFailing"));
     assert!(matches!(engine.ask(&grant).await.unwrap(), Outcome::Document(_)));
+}
+
+fn sessions(engine: &Engine) -> usize {
+    engine.store.figures(clock::now()).standings.values().sum()
 }

@@ -91,8 +91,6 @@ struct Accounts {
 /// What the metrics show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
-    /// Pods that are known.
-    pub pods: usize,
     /// Addresses that several pods claim.
     pub disputed: usize,
     /// Addresses whose pod is suspended.
@@ -230,7 +228,15 @@ impl Directory {
         let (disputed, suspended) = state.index.withheld();
         let is_invalid = |pod: &&Arc<Pod>| state.roles(pod).all().any(|role| matches!(role, Role::Invalid(_)));
         let invalid = state.index.pods().filter(is_invalid).count();
-        Figures { pods: state.index.pods().count(), disputed, suspended, invalid }
+        Figures { disputed, suspended, invalid }
+    }
+
+    /// Tells of each pod and its main role, briefly and under a lock.
+    pub fn each_pod(&self, mut tell: impl FnMut(&Pod, &Role)) {
+        let state = self.state();
+        for pod in state.index.pods() {
+            tell(pod, &state.roles(pod).main);
+        }
     }
 
     // What the watches write.

@@ -1,6 +1,9 @@
 //! How a metric is defined: once, with all that Prometheus and the operator are told of it.
 
-use prometheus::{HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector};
+use prometheus::{
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector,
+};
 
 /// What a metric is, and what it says.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +83,10 @@ impl Metric {
     fn opts(&self) -> Opts {
         Opts::new(self.name, self.help)
     }
+
+    fn histogram_opts(&self) -> HistogramOpts {
+        HistogramOpts::from(self.opts()).buckets(self.buckets.to_vec())
+    }
 }
 
 impl Label {
@@ -129,12 +136,27 @@ impl Handle for IntGauge {
     }
 }
 
-impl Handle for prometheus::Histogram {
+impl Handle for Counter {
+    const KIND: Kind = Kind::Counter;
+
+    fn registered(metric: &Metric, registry: &Registry) -> Result<Self, prometheus::Error> {
+        register(Self::with_opts(metric.opts())?, registry)
+    }
+}
+
+impl Handle for Gauge {
+    const KIND: Kind = Kind::Gauge;
+
+    fn registered(metric: &Metric, registry: &Registry) -> Result<Self, prometheus::Error> {
+        register(Self::with_opts(metric.opts())?, registry)
+    }
+}
+
+impl Handle for Histogram {
     const KIND: Kind = Kind::Histogram;
 
     fn registered(metric: &Metric, registry: &Registry) -> Result<Self, prometheus::Error> {
-        let opts = HistogramOpts::from(metric.opts()).buckets(metric.buckets.to_vec());
-        register(Self::with_opts(opts)?, registry)
+        register(Self::with_opts(metric.histogram_opts())?, registry)
     }
 }
 
@@ -181,6 +203,16 @@ impl Handle for Resolved<IntCounter> {
     }
 }
 
+impl Handle for Resolved<Histogram> {
+    const KIND: Kind = Kind::Histogram;
+
+    fn registered(metric: &Metric, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let family = HistogramVec::new(metric.histogram_opts(), &metric.label_names())?;
+        let family = register(family, registry)?;
+        Ok(Self(metric.series().iter().map(|values| family.with_label_values(values)).collect()))
+    }
+}
+
 /// Defines a structure of handles, and the [`Metric`] of each, by sections of the page for operators.
 macro_rules! metrics {
     (
@@ -202,21 +234,15 @@ macro_rules! metrics {
                 Metric::new($metric, <$handle as Handle>::KIND, $help)$(.$with($($value)?))*,
             )+]),)+];
 
-            /// The metrics, all at zero.
-            ///
-            /// # Errors
-            /// When two of them have one name.
-            pub fn new() -> Result<Self, prometheus::Error> {
+            fn registered() -> Result<Self, prometheus::Error> {
                 let registry = prometheus::Registry::new();
-                let metrics = Self {
+                Ok(Self {
                     $($($field: {
                         const METRIC: Metric = Metric::new($metric, <$handle as Handle>::KIND, $help)$(.$with($($value)?))*;
                         <$handle>::registered(&METRIC, &registry)?
                     },)+)+
                     registry,
-                };
-                metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-                Ok(metrics)
+                })
             }
         }
     };

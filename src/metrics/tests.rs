@@ -16,6 +16,19 @@ On `/metrics` of `--admin-listen`, in Prometheus's text format. No label holds a
 for somebody. All series but those in italics are there from the start, at 0.
 
 This page is made from `src/metrics.rs`, by `make docs`.
+
+## To Grafana and Prometheus
+
+[daemonset/dashboard.json](../daemonset/dashboard.json) is a dashboard for Grafana 10 and later, with any Prometheus as its
+source: import it. Its first row says whether pods get their credentials now. [daemonset/alerts.yaml](../daemonset/alerts.yaml)
+are alerts, as a file of rules for Prometheus. Both expect
+
+- the job `kube2irsa`, or a PodMonitor of that name;
+- the node's name as `instance`: relabel `__meta_kubernetes_pod_node_name` to `instance`;
+- that the daemon listens where Prometheus reaches it: `--admin-listen` is on 127.0.0.1 if not told otherwise.
+
+Of these a cached request for credentials pays a counter and a histogram, and no look at the clock more. Figures of
+pods and sessions are taken when they are asked for.
 ";
 
 fn all() -> impl Iterator<Item = &'static Metric> {

@@ -218,6 +218,13 @@ pub fn metric(sandbox: &Sandbox, name: &str) -> f64 {
     value.map_or(0.0, |value| value.parse().unwrap())
 }
 
+/// The sum of a metric's series.
+pub fn total(sandbox: &Sandbox, name: &str) -> f64 {
+    let (_, text) = admin(sandbox, "/metrics");
+    let of_it = text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+    of_it.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}
+
 /// What the SDK for Rust gets in the pod.
 pub fn sdk(sandbox: &Sandbox, pod: &Pod) -> Report {
     sdk_with(sandbox, pod, &[])
