@@ -91,7 +91,7 @@ impl Writer {
             progress.queued += 1;
             shared.show(shared.waiting(&progress));
         } else {
-            shared.loses(&mut progress, 1);
+            shared.loses(&mut progress);
         }
     }
 
@@ -115,9 +115,7 @@ impl Writer {
         let queued = shared.progress().queued;
         let mut done = shared.done.subscribe();
         if timeout(limit, done.wait_for(|done| done.written >= queued)).await.is_err() {
-            let mut progress = shared.progress();
-            let left = shared.waiting(&progress);
-            shared.loses(&mut progress, left);
+            let left = shared.waiting(&shared.progress());
             tracing::error!("{left} lines of the audit log are not written to {}, and are lost", shared.name);
         }
     }
@@ -173,13 +171,13 @@ impl Shared {
         }
     }
 
-    fn loses(&self, progress: &mut Progress, lines: u64) {
+    fn loses(&self, progress: &mut Progress) {
         let result = if self.done.borrow().fails { "failed" } else { "dropped" };
-        self.metrics.audit_lines.with_label_values(&[result]).inc_by(lines);
-        if progress.lost == 0 && lines > 0 {
+        self.metrics.audit_lines.with_label_values(&[result]).inc();
+        if progress.lost == 0 {
             tracing::error!("lines of the audit log are lost: {WAITING} wait to be written to {}", self.name);
         }
-        progress.lost += lines;
+        progress.lost += 1;
     }
 
     fn waiting(&self, progress: &Progress) -> u64 {

@@ -103,6 +103,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--ca-bundle", no_pem),
         ("--log-format", "xml"),
         ("--log-level", "loud"),
+        ("--audit-log", "/nowhere/audit.log"),
         ("--cluster-name", "prod*"),
         ("--worker-threads", "0"),
     ];

@@ -365,7 +365,7 @@ impl Fetcher {
             let shared = SharedSession::new(session.issued(), session_name.clone(), grant.pod.uid.clone());
             slot.shares(shared, &self.audit);
         }
-        // What is served after this is in the audit log.
+        // In the audit log before it is served.
         self.audit.written().await;
         let session = session?;
         let document = Document::new(&session, grant.role(), clock::now()).ok_or(FetchError::Clock)?;
