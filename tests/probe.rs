@@ -17,6 +17,7 @@ use std::{
     },
     path::Path,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -76,7 +77,9 @@ fn on_one_path_the_next_daemon_is_heard_and_the_one_before_again_if_that_ends() 
     sandbox.cloud.sts.faults().hold();
     let second = Daemon::started(&sandbox, &[]);
     eventually("it waits", || second.log().contains("it goes on until this one is ready"));
-    assert_eq!(probe(&sandbox, "ready", &socket).0, 1);
+    // The first looks after its name every two seconds.
+    thread::sleep(Duration::from_secs(5));
+    assert_eq!(probe(&sandbox, "ready", &socket).0, 1, "it is still the second that is heard");
     second.kill();
     eventually("the first is heard", || is_ok(&sandbox, "ready", &socket));
     let third = Daemon::started(&sandbox, &[]);
