@@ -32,7 +32,7 @@ use support::{
 const OURS: &[&str] =
     &["admin-listen", "admin-socket", "kubeconfig", "node-name", "remove-taint", "state-dir", "token-access"];
 /// Flags that are values and come with other changes.
-const NOT_YET: &[&str] = &["audit-log", "host-network"];
+const NOT_YET: &[&str] = &["host-network"];
 
 fn schema() -> Value {
     serde_json::from_str(&fs::read_to_string(root().join("daemonset/chart/values.schema.json")).unwrap()).unwrap()
