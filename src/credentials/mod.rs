@@ -10,6 +10,7 @@ pub mod document;
 pub mod refresher;
 pub mod schedule;
 pub mod slot;
+mod standing;
 pub mod trace;
 
 use std::{
@@ -28,9 +29,11 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use tokio::sync::{mpsc, watch};
 
+pub use self::standing::{Figures, Standing};
 use self::{
     document::{Document, Form},
     slot::Failure,
+    standing::Fault,
     trace::{Held, Report, Trace},
 };
 use crate::{
@@ -158,45 +161,6 @@ pub enum Outcome {
     Gone,
 }
 
-/// Where a fetch failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    /// STS refuses until somebody mends something.
-    Aws,
-    /// So does the API server.
-    Kubernetes,
-    /// It may pass by itself.
-    Passing,
-}
-
-/// How a session stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
-    /// Its credentials are served.
-    Good,
-    /// They are, and the last renewal failed.
-    RenewalFailing,
-    /// They are being fetched.
-    Fetching,
-    /// There are none: STS refuses.
-    RefusedByAws,
-    /// There are none: the API server refuses.
-    RefusedByKubernetes,
-    /// There are none, for now.
-    Failing,
-}
-
-/// What the metrics show.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Figures {
-    /// How many sessions stand so.
-    pub standings: BTreeMap<Standing, usize>,
-    /// Those that are served with less than a quarter of their life left.
-    pub low: usize,
-    /// The least that any that is served has left, of its whole life; 1 where none is.
-    pub least_left: f64,
-}
-
 /// The credentials of this node's pods.
 #[derive(Debug)]
 pub struct Store {
@@ -220,21 +184,6 @@ enum Command {
     Foresee(Arc<Slot>),
     /// The slot is no longer in the store.
     Retire(Arc<Slot>),
-}
-
-impl Standing {
-    /// As a metric's label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Good => "good",
-            Self::RenewalFailing => "renewal_failing",
-            Self::Fetching => "fetching",
-            Self::RefusedByAws => "refused_by_aws",
-            Self::RefusedByKubernetes => "refused_by_kubernetes",
-            Self::Failing => "failing",
-        }
-    }
 }
 
 // === impl Store ===
@@ -497,15 +446,7 @@ impl Slot {
     }
 
     fn standing(&self, now: Now) -> Standing {
-        let fault = *self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&**self.view.load(), fault) {
-            (View::Document(document), None) if !document.expires().passed(now) => Standing::Good,
-            (View::Document(document), Some(_)) if !document.expires().passed(now) => Standing::RenewalFailing,
-            (View::Pending(None) | View::Gone, _) | (View::Document(_), None) => Standing::Fetching,
-            (_, Some(Fault::Aws)) => Standing::RefusedByAws,
-            (_, Some(Fault::Kubernetes)) => Standing::RefusedByKubernetes,
-            (_, Some(Fault::Passing) | None) => Standing::Failing,
-        }
+        Standing::of(&self.view.load(), *self.fault.lock().unwrap_or_else(PoisonError::into_inner), now)
     }
 
     /// What the store has given up stays so.

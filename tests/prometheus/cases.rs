@@ -27,6 +27,9 @@ pub(super) const ALL: &[Case] = &[
     fires("Kube2irsaPodsInvalid", "an annotation is wrong", &[
         (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="invalid"}"#, "0x10 1x120"),
     ]),
+    rests("Kube2irsaPodsInvalid", "an annotation is mended within minutes", &[
+        (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="invalid"}"#, "0x30 1x10 0x90"),
+    ]),
     rests("Kube2irsaPodsInvalid", "pods have no role at all", &[
         (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="invalid"}"#, "0x130"),
         (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="no_role"}"#, "9x130"),
@@ -66,6 +69,9 @@ pub(super) const ALL: &[Case] = &[
     fires("Kube2irsaStsThrottles", "the account's limit is reached", &[
         (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="Throttling"}"#, "0+2x130"),
     ]),
+    rests("Kube2irsaStsThrottles", "a call is throttled now and then", &[
+        (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="Throttling"}"#, "0+0.4x130"),
+    ]),
     rests("Kube2irsaStsThrottles", "many nodes start at once", &[
         (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="Throttling"}"#, "0x30 90x100"),
     ]),
@@ -74,6 +80,9 @@ pub(super) const ALL: &[Case] = &[
     ]),
     fires("Kube2irsaClockSkew", "a clock is ahead", &[
         (r#"kube2irsa_clock_skew_seconds{job="kube2irsa",instance="a"}"#, "61x130"),
+    ]),
+    rests("Kube2irsaClockSkew", "a clock is set", &[
+        (r#"kube2irsa_clock_skew_seconds{job="kube2irsa",instance="a"}"#, "0x30 300x5 0x95"),
     ]),
     rests("Kube2irsaClockSkew", "a clock is not quite right", &[
         (r#"kube2irsa_clock_skew_seconds{job="kube2irsa",instance="a"}"#, "-50x130"),
@@ -85,7 +94,7 @@ pub(super) const ALL: &[Case] = &[
         (r#"kube2irsa_build_info{job="kube2irsa",instance="a",version="1"}"#, "1x60 _x70"),
     ]),
     rests("Kube2irsaAbsent", "all daemons are replaced", &[
-        (r#"kube2irsa_build_info{job="kube2irsa",instance="a",version="1"}"#, "1x60 _x70"),
+        (r#"kube2irsa_build_info{job="kube2irsa",instance="a",version="1"}"#, "1x60 stale"),
         (r#"kube2irsa_build_info{job="kube2irsa",instance="a",version="2"}"#, "_x65 1x65"),
     ]),
     fires("Kube2irsaDown", "a daemon is gone", &[
@@ -151,6 +160,9 @@ pub(super) const ALL: &[Case] = &[
     ]),
     fires("Kube2irsaConnectionLimit", "a pod floods", &[
         (r#"kube2irsa_connections_closed_total{job="kube2irsa",instance="a",reason="pod_connections"}"#, "0+20x130"),
+    ]),
+    rests("Kube2irsaConnectionLimit", "a pod opens too many now and then", &[
+        (r#"kube2irsa_connections_closed_total{job="kube2irsa",instance="a",reason="node_connections"}"#, "0+2x130"),
     ]),
     rests("Kube2irsaConnectionLimit", "a pod opened too many once", &[
         (r#"kube2irsa_connections_closed_total{job="kube2irsa",instance="a",reason="pod_connections"}"#, "0x30 500x100"),
