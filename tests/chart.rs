@@ -386,6 +386,22 @@ fn helm_finds_no_fault_and_says_what_comes_of_it() {
 
 #[test]
 #[ignore = "run by make test-chart"]
+fn alerts_and_dashboard_are_those_that_stand_beside_the_chart() {
+    let values =
+        json!({"metrics": {"rules": {"enabled": true, "labels": {"release": "p"}}, "dashboard": {"enabled": true}}});
+    let all = render(NODE_MODE, &values);
+    let beside = |name: &str| fs::read_to_string(root().join("daemonset").join(name)).unwrap();
+    let rule = the(&all, "PrometheusRule");
+    assert_eq!(rule["spec"], objects(&beside("alerts.yaml"))[0]);
+    assert_eq!(rule["metadata"]["labels"]["release"], "p");
+    let dashboard = the(&all, "ConfigMap");
+    let shown: Value = serde_json::from_str(dashboard["data"]["kube2irsa.json"].as_str().unwrap()).unwrap();
+    assert_eq!(shown, serde_json::from_str::<Value>(&beside("dashboard.json")).unwrap());
+    assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
+}
+
+#[test]
+#[ignore = "run by make test-chart"]
 fn the_manifests_that_are_checked_in_are_those_that_the_chart_renders() {
     let rendered = tempfile::tempdir().unwrap();
     make(&["manifests", &format!("MANIFESTS={}", rendered.path().display())]);
