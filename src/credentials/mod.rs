@@ -33,7 +33,6 @@ pub use self::standing::{Figures, Standing};
 use self::{
     document::{Document, Form},
     slot::Failure,
-    standing::Fault,
     trace::{Held, Report, Trace},
 };
 use crate::{
@@ -127,19 +126,15 @@ pub struct Slot {
     /// Unlike its address in memory, never another's later.
     id: schedule::Key,
     holders: Mutex<Holders>,
-    /// What the last fetch met that an operator was told of.
-    trouble: Mutex<Option<String>>,
     view: ArcSwap<View>,
     changed: watch::Sender<()>,
     /// A `Want` is on its way to the refresher; a second one would say nothing new.
     wanted: AtomicBool,
     /// Seconds since the store was made.
     last_read: AtomicU64,
-    trace: Mutex<Trace>,
     /// Somebody was given its credentials.
     asked: AtomicBool,
-    /// Where the last fetch failed.
-    fault: Mutex<Option<Fault>>,
+    trace: Mutex<Trace>,
 }
 
 impl fmt::Debug for Slot {
@@ -380,25 +375,17 @@ impl Slot {
         Arc::new(Self {
             id,
             holders: Mutex::default(),
-            trouble: Mutex::default(),
             view: ArcSwap::from_pointee(View::Pending(None)),
             changed: watch::Sender::new(()),
             wanted: AtomicBool::new(false),
             last_read: AtomicU64::default(),
-            trace: Mutex::default(),
             asked: AtomicBool::new(false),
-            fault: Mutex::default(),
+            trace: Mutex::default(),
         })
     }
 
     fn holders(&self) -> MutexGuard<'_, Holders> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes what the last fetch met; what the one before met, if that is something else.
-    fn meets(&self, trouble: Option<String>) -> Option<Option<String>> {
-        let mut met = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        (*met != trouble).then(|| std::mem::replace(&mut *met, trouble))
     }
 
     /// All who have it now have this session, and so has who joins.
@@ -440,13 +427,8 @@ impl Slot {
         !self.asked.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::Relaxed)
     }
 
-    /// What came of the last fetch.
-    fn failed(&self, fault: Option<Fault>) {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
-    }
-
     fn standing(&self, now: Now) -> Standing {
-        Standing::of(&self.view.load(), *self.fault.lock().unwrap_or_else(PoisonError::into_inner), now)
+        Standing::of(&self.view.load(), self.trace().fault(), now)
     }
 
     /// What the store has given up stays so.

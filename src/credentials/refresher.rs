@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Command, Document, Fault, SessionScope, Slot, Store, View,
+    Command, Document, SessionScope, Slot, Store, View,
     schedule::{Key, Limits, Schedule, Turn},
     slot::{Event, Failure, Priority, State},
     trace::{Attempt, Missed, Next, Stage},
@@ -310,26 +310,13 @@ impl FetchError {
             Self::Clock => Failure::Transient,
         }
     }
-
-    fn fault(&self) -> Fault {
-        match (self.failure(), self) {
-            (Failure::Permanent, Self::Token(_)) => Fault::Kubernetes,
-            (Failure::Permanent, Self::Exchange(_) | Self::Clock) => Fault::Aws,
-            (Failure::Transient | Failure::Throttled, _) => Fault::Passing,
-        }
-    }
 }
 
 impl Fetcher {
     async fn fetch(self: Arc<Self>, slot: Arc<Slot>, grant: Arc<Grant>, renewal: bool) -> Fetched {
         let calls = AtomicU32::new(0);
         let fetched = self.try_fetch(&slot, &grant, &calls).await;
-        let missed = fetched.as_ref().err().map(|error| Missed {
-            stage: error.stage(),
-            code: error.code().to_owned(),
-            words: self.events.words(&grant, error.cause(), renewal),
-        });
-        slot.trace().last = Some(Attempt { at: clock::now().wall, missed });
+        let mut missed = None;
         let result = fetched.map(Arc::new).map_err(|error| {
             tell_of(&slot, &grant, &error, renewal);
             let sharing = slot.holders().grants.clone();
@@ -337,12 +324,16 @@ impl Fetcher {
             let of_pod = matches!(&error, FetchError::Token(error) if error.is_of_pod()) && sharing.len() > 1;
             let concerned = if of_pod { std::slice::from_ref(&grant) } else { &sharing };
             concerned.iter().for_each(|grant| self.events.failed(grant, error.cause(), renewal));
-            slot.failed(Some(if of_pod { Fault::Passing } else { error.fault() }));
-            if of_pod { Failure::Transient } else { error.failure() }
+            let failure = if of_pod { Failure::Transient } else { error.failure() };
+            missed = Some(Missed {
+                stage: error.stage(),
+                may_pass: failure != Failure::Permanent,
+                code: error.code().to_owned(),
+                words: self.events.words(&grant, error.cause(), renewal),
+            });
+            failure
         });
-        if result.is_ok() {
-            slot.failed(None);
-        }
+        slot.trace().last = Some(Attempt { at: clock::now().wall, missed });
         Fetched { result, calls: calls.into_inner() }
     }
 
@@ -388,7 +379,7 @@ impl Fetcher {
 fn tell_of(slot: &Slot, grant: &Grant, error: &FetchError, renewal: bool) {
     let (pod, role) = (&grant.pod, grant.role());
     let what = if renewal { "'s credentials are not renewed" } else { " got no credentials" };
-    match slot.meets(Some(error.kind())) {
+    match slot.trace().tell(Some(error.kind())) {
         Some(_) => tracing::warn!(
             namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
             "service account {}/{}{what}: {error}", pod.namespace, pod.service_account
@@ -403,7 +394,7 @@ fn tell_of(slot: &Slot, grant: &Grant, error: &FetchError, renewal: bool) {
 /// So is its end, and that sessions are shorter than was asked for.
 fn tell_of_success(slot: &Slot, grant: &Grant, shortened: bool) {
     let (pod, role) = (&grant.pod, grant.role());
-    match slot.meets(shortened.then(|| SHORTENED.to_owned())) {
+    match slot.trace().tell(shortened.then(|| SHORTENED.to_owned())) {
         Some(_) if shortened => tracing::warn!(
             namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
             "service account {}/{} gets shorter sessions than it asks for: the role does not allow {} s",

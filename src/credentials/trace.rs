@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::{
     document::{Document, Form},
     slot::State,
+    standing::Fault,
 };
 use crate::clock::Now;
 
@@ -50,6 +51,8 @@ pub struct Attempt {
 pub struct Missed {
     /// How far it came.
     pub stage: Stage,
+    /// Whether that may pass by itself.
+    pub may_pass: bool,
     /// AWS's code, the API server's status, or our word for what happened on the way.
     pub code: String,
     /// What is wrong and what to do, as Events say it.
@@ -84,6 +87,27 @@ pub enum Next {
 pub(super) struct Trace {
     pub(super) last: Option<Attempt>,
     pub(super) next: Next,
+    /// The trouble that the log told of last, if it is not over.
+    told: Option<String>,
+}
+
+// === impl Trace ===
+
+impl Trace {
+    /// Notes what the log is to tell of; what it told of before, if that is something else.
+    pub(super) fn tell(&mut self, trouble: Option<String>) -> Option<Option<String>> {
+        (self.told != trouble).then(|| std::mem::replace(&mut self.told, trouble))
+    }
+
+    /// Where the last fetch failed.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        let missed = self.last.as_ref()?.missed.as_ref()?;
+        Some(match missed.stage {
+            _ if missed.may_pass => Fault::Passing,
+            Stage::Token => Fault::Kubernetes,
+            Stage::Exchange => Fault::Aws,
+        })
+    }
 }
 
 // === impl Held ===
