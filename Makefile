@@ -52,10 +52,11 @@ fmt: ## Format
 deny: $(CARGO_DENY) ## Check licences, bans and sources of dependencies
 	$(CARGO_DENY) --locked check licenses bans sources
 
-bench: ## Measure a cached request against a bare hyper server (root); see bench/README.md
-	cargo bench --locked --bench cached
+bench: ## Measure all that must be kept and write bench/results.md (root, valgrind; 8 minutes); see bench/README.md
+	@command -v valgrind > /dev/null || { echo "make bench needs valgrind" >&2; exit 1; }
+	cargo bench --locked --bench figures
 
-bench-scale: ## Measure memory, watches and traffic on a full node of a large cluster (root; 20 minutes)
+bench-scale: ## Measure memory, watches and traffic on a full node of a large cluster and write bench/scale.md (root; 20 minutes)
 	cargo bench --locked --bench scale
 
 ci: ## Do all that CI does

@@ -23,7 +23,10 @@ mod web_identity;
 use std::{
     collections::HashMap,
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -88,7 +91,18 @@ struct Inner {
     faults: Faults,
     max_life: Mutex<Option<Duration>>,
     calls: Mutex<Calls>,
+    in_flight: InFlight,
 }
+
+/// How many calls are being answered, and how many were at most.
+#[derive(Default)]
+struct InFlight {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// One of them, until it is dropped: a caller may leave before it is answered.
+struct Flight<'a>(&'a InFlight);
 
 #[derive(Default)]
 struct Calls {
@@ -112,12 +126,14 @@ impl Sts {
             faults: Faults::default(),
             max_life: Mutex::default(),
             calls: Mutex::default(),
+            in_flight: InFlight::default(),
         }))
     }
 
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let sts = &self.0;
+        let _flight = sts.in_flight.begin();
         let (parts, body) = request.into_parts();
         let Ok(body) = Limited::new(body, LARGEST_BODY).collect().await else {
             let mut response = Response::new(full(Bytes::new()));
@@ -225,10 +241,30 @@ impl Sts {
         locked(&self.0.calls).by_action.get(action).copied().unwrap_or_default()
     }
 
+    /// How many calls were being answered at the same time, at most.
+    #[must_use]
+    pub fn most_in_flight(&self) -> usize {
+        self.0.in_flight.most.load(Ordering::Relaxed)
+    }
+
     /// Sessions live no longer than this, whatever was asked for and granted. A test's dial: the real
     /// STS opens no session shorter than 15 minutes.
     pub fn set_max_life(&self, life: Option<Duration>) {
         *locked(&self.0.max_life) = life;
+    }
+}
+
+impl InFlight {
+    fn begin(&self) -> Flight<'_> {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        Flight(self)
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
