@@ -90,7 +90,8 @@ impl Pods {
         if let Some(document) = self.store.get(grant, form, clock::now()) {
             return Some(Ok((grant, Outcome::Document(document))));
         }
-        let outcome = self.store.obtain(grant, form, deadline).await;
+        // In a box: what is there already is what nearly all find, and they would carry the room along.
+        let outcome = Box::pin(self.store.obtain(grant, form, deadline)).await;
         if outcome != Outcome::Gone && self.still(caller, peer) {
             return Some(Ok((grant, outcome)));
         }
