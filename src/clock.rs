@@ -69,7 +69,7 @@ impl Deadline {
     /// Whether it has passed on either clock.
     #[must_use]
     pub fn passed(&self, now: Now) -> bool {
-        self.left(now).is_zero()
+        self.wall <= now.wall || self.monotonic <= now.monotonic
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) fn on<T>(core: Core, work: impl FnOnce() -> T) -> anyhow::Result<T> {
     let first = ours.next();
     let core = match core {
         Core::Load => first,
-        Core::Server => ours.last().or(first),
+        Core::Server => ours.next_back().or(first),
     };
     let mut only = CpuSet::new();
     only.set(core.context("no core")?)?;

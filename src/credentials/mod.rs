@@ -27,6 +27,7 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 use tokio::sync::{mpsc, watch};
 
 pub use self::standing::{Figures, Standing};
@@ -161,8 +162,9 @@ pub enum Outcome {
 pub struct Store {
     scope: SessionScope,
     audit: Arc<Audit>,
-    /// By the grant's address in memory, which cannot be another's while the slot holds the grant.
-    slots: DashMap<usize, Arc<Slot>>,
+    /// By the grant's address in memory, which cannot be another's while the slot holds the grant. Nobody can choose it,
+    /// so that a hash which is cheap will do.
+    slots: DashMap<usize, Arc<Slot>, RandomState>,
     /// Held while slots are made and ended.
     making: Mutex<()>,
     commands: mpsc::UnboundedSender<Command>,
@@ -185,7 +187,7 @@ enum Command {
 
 impl Store {
     fn new(scope: SessionScope, audit: Arc<Audit>, commands: mpsc::UnboundedSender<Command>) -> Self {
-        let (slots, made) = (DashMap::new(), clock::now().monotonic);
+        let (slots, made) = (DashMap::default(), clock::now().monotonic);
         Self { scope, audit, slots, making: Mutex::default(), commands, made, next_id: AtomicU64::new(0) }
     }
 

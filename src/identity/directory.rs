@@ -13,6 +13,7 @@ use std::{
 };
 
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -54,7 +55,8 @@ type OnInvalid = Box<dyn Fn(&Pod, &AnnotationError) + Send + Sync>;
 
 /// Address → pod and role.
 pub struct Directory {
-    entries: DashMap<IpAddr, Entry>,
+    /// Only the API server's news put addresses in: no pod can choose them, so that a hash which is cheap will do.
+    entries: DashMap<IpAddr, Entry, RandomState>,
     state: Mutex<State>,
     version: watch::Sender<u64>,
     namespaces: watch::Sender<BTreeSet<Namespace>>,
@@ -120,7 +122,7 @@ impl Directory {
     ) -> (Self, mpsc::Receiver<IpAddr>) {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
-            entries: DashMap::new(),
+            entries: DashMap::default(),
             state: Mutex::new(State { index: PodIndex::new(binding), policy, ..State::default() }),
             wanted: Notify::new(),
             version: watch::Sender::new(0),

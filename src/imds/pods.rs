@@ -96,7 +96,8 @@ impl Pods {
             self.metrics.waited(source, now.monotonic.saturating_duration_since(arrived));
             return Some(Ok((grant, Outcome::Document(document))));
         }
-        let outcome = self.store.obtain(grant, form, deadline).await;
+        // In a box: what is there already is what nearly all find, and they would carry the room along.
+        let outcome = Box::pin(self.store.obtain(grant, form, deadline)).await;
         let is_last = Instant::now() >= deadline;
         let outcome = if outcome != Outcome::Gone && self.still(caller, peer) { Some(outcome) } else { None };
         if let Some(outcome) = outcome.or_else(|| is_last.then_some(Outcome::Gone)) {
