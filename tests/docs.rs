@@ -1,5 +1,7 @@
 //! What users read leads where it says.
 
+#![allow(clippy::unwrap_used, reason = "a failed test says where")]
+
 use std::{
     collections::BTreeSet,
     fs,
