@@ -123,6 +123,8 @@ impl Show {
         let folder = self.daemon.parent().context("the daemon's binary is in no folder")?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path)))?;
+        // Which program it is, is looked up with our own PATH.
+        let program = if program == "kube2irsa" { self.daemon.as_os_str() } else { program.as_ref() };
         let command = self.sandbox.node().command(program).env("PATH", path);
         Ok(command
             .env("KUBE2IRSA_ADMIN_SOCKET", self.sandbox.admin_socket())
