@@ -13,7 +13,7 @@ pub mod socket;
 use std::{
     convert::Infallible,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -23,20 +23,35 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
+    time::timeout,
 };
 
 use self::explain::Explainer;
 use crate::{
     figures,
+    imds::limits::{Admission, Limits},
     metrics::Metrics,
     readiness::{Condition, Readiness},
 };
 
-const HEAD_TIME_LIMIT: Duration = Duration::from_secs(10);
+/// What one address, and all together, may take of the TCP listener, which an operator may put where pods reach it: a
+/// connection is one request, whoever has too many is closed at once. Prometheus needs one in seconds.
+const LIMITS: Limits = Limits {
+    connections_per_pod: 8,
+    connections: 64,
+    requests_per_second: 100,
+    request_burst: 200,
+    request_head: 8192,
+    request_body: 0,
+    request_timeout: TIME_LIMIT,
+    idle_timeout: TIME_LIMIT,
+};
+/// A connection's time: one request, and its answer.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Before `NAMESPACE/POD`.
 pub const EXPLAIN: &str = "/explain/";
@@ -60,28 +75,40 @@ enum Way {
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let admission = Admission::new(LIMITS, Instant::now());
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "an operator's connection could not be accepted");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
-        let mut connection = http1::Builder::new();
-        connection.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_LIMIT);
-        tokio::spawn(speak(stream, connection, Way::Tcp, Arc::clone(&admin)));
+        let now = Instant::now();
+        let Ok(place) = admission.admit(peer.ip().to_canonical(), now) else { continue };
+        if place.turn(now).is_none() {
+            let admin = Arc::clone(&admin);
+            tokio::spawn(async move {
+                speak(stream, Way::Tcp, &admin).await;
+                drop(place);
+            });
+        }
     }
 }
 
-async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, connection: http1::Builder, way: Way, admin: Arc<Admin>) {
+/// One request and its answer.
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, way: Way, admin: &Admin) {
     let service = service_fn(|request| {
         let response = admin.respond(&request, way);
         async move { Ok::<_, Infallible>(response) }
     });
-    if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "an operator's connection ended early");
+    let mut connection = http1::Builder::new();
+    connection.keep_alive(false).header_read_timeout(None).max_buf_size(LIMITS.request_head);
+    match timeout(TIME_LIMIT, connection.serve_connection(TokioIo::new(stream), service)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an operator's connection ended early"),
+        Err(_elapsed) => tracing::debug!("an operator's connection took too long"),
     }
 }
 

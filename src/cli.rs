@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
@@ -13,6 +13,21 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Those of these variables of the environment that are named like ours and set no flag: misspelt, or of another version.
+    pub fn unknown<'a>(variables: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+        let command = Self::command();
+        let known = |name: &str| {
+            let mut args = command.get_subcommands().flat_map(clap::Command::get_arguments);
+            args.any(|arg| arg.get_env().is_some_and(|env| env == name))
+        };
+        // What Kubernetes sets for a Service with such a name.
+        let is_of_service =
+            |name: &str| ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].iter().any(|part| name.contains(part));
+        variables.filter(|name| name.starts_with("KUBE2IRSA_") && !is_of_service(name) && !known(name)).collect()
+    }
 }
 
 /// What to do.
@@ -349,4 +364,22 @@ pub struct RunArgs {
     /// Threads that serve requests.
     #[arg(long, value_name = "N", default_value = "2", env = "KUBE2IRSA_WORKER_THREADS")]
     pub worker_threads: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_variable_is_told_from_a_flags_and_from_a_services() {
+        let variables = [
+            "KUBE2IRSA_REQUIRE_IMDSV2",
+            "KUBE2IRSA_REQUIRE_IMDS_V2",
+            "KUBE2IRSA_SERVICE_HOST",
+            "KUBE2IRSA_METRICS_PORT_9171_TCP_ADDR",
+            "KUBE2IRSA_ADMIN_SOCKET",
+            "PATH",
+        ];
+        assert_eq!(Cli::unknown(variables.into_iter()), ["KUBE2IRSA_REQUIRE_IMDS_V2"]);
+    }
 }

@@ -70,6 +70,10 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<ExitCode> {
     telemetry::start(config.log_format, config.log_level);
+    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect::<Vec<_>>();
+    for name in Cli::unknown(variables.iter().map(String::as_str)) {
+        tracing::warn!("{name} sets no flag of this version: is it misspelt?");
+    }
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;

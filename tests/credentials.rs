@@ -55,7 +55,7 @@ fn a_pod_has_its_credentials_before_it_asks_and_nothing_of_them_is_on_disk() {
     let kept = std::fs::read_dir(sandbox.state_dir()).unwrap().map(|file| file.unwrap().file_name());
     let mut kept = kept.collect::<Vec<_>>();
     kept.sort();
-    assert_eq!(kept, ["handover.sock", "session.key", "session.lock"]);
+    assert_eq!(kept, ["admin.sock", "handover.sock", "session.key", "session.lock"]);
 }
 
 #[test]

@@ -88,6 +88,20 @@ fn a_role_that_the_namespace_does_not_permit_is_an_event() {
 }
 
 #[test]
+fn an_audience_that_nodes_are_not_granted_is_refused_at_once_and_an_event() {
+    let (sandbox, web) = with_a_pod();
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
+    let annotations = [("eks.amazonaws.com/role-arn", &*role), ("eks.amazonaws.com/audience", "another.example")];
+    sandbox.annotate("team-a", "web", &annotations);
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    eventually("it is refused", || role_status(&web) == 403);
+    let (reason, note) = only_event(&sandbox, &web);
+    assert_eq!(reason, "TokenRefused");
+    assert!(note.contains("another.example") && note.contains("additionalAudiences"), "{note}");
+    assert_eq!(metric(&sandbox, "kube2irsa_pods{credentials=\"refused_by_kubernetes\"}"), 1.0);
+}
+
+#[test]
 fn a_refusal_of_sts_is_one_event_that_says_what_to_do_however_often_the_pod_asks() {
     let (sandbox, web) = with_a_refused_pod();
     let daemon = Daemon::ready(&sandbox, &[]);

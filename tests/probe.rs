@@ -11,6 +11,8 @@ mod support;
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     os::unix::{
         fs::{FileTypeExt as _, PermissionsExt as _},
         net::UnixStream,
@@ -22,7 +24,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use sandbox::sandbox::Sandbox;
+use sandbox::sandbox::{ADMIN, Sandbox};
 use support::{Daemon, daemon_binary, eventually, node::kube2irsa, sandbox, with_a_pod};
 
 const OK: (i32, &str) = (0, "ok\n");
@@ -188,4 +190,34 @@ fn a_probe_that_is_none_is_bad_usage() {
     let missing = tempfile::tempdir().unwrap().path().join("nobody");
     let output = run(&["probe", "ready", "--admin-socket", missing.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn who_floods_the_operators_listener_takes_nothing_from_pods_nor_from_probes() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    let connect = || sandbox.node().enter(|| TcpStream::connect(ADMIN)).unwrap().unwrap();
+    let is_closed = |mut stream: &TcpStream| {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        matches!(stream.read(&mut [0]), Ok(0))
+    };
+    let held = (0..8).map(|_| connect()).collect::<Vec<_>>();
+    eventually("one too many is closed", || is_closed(&connect()));
+    assert_eq!(support::role_status(&web), 200);
+    assert!(is_ok(&sandbox, "live", &sandbox.admin_socket()) && is_ok(&sandbox, "ready", &sandbox.admin_socket()));
+    drop(held);
+    eventually("there is room again", || {
+        support::admin_if_up(&sandbox, "/metrics").is_some_and(|text| !text.is_empty())
+    });
+
+    let answered = (0..1000).filter(|_| {
+        let mut stream = connect();
+        let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n");
+        asked.is_ok() && stream.read(&mut [0]).is_ok_and(|length| length > 0)
+    });
+    let (start, answered) = (Instant::now(), answered.count());
+    let allowed = 200 + 100 * (usize::try_from(start.elapsed().as_secs()).unwrap() + 2);
+    assert!((100..=allowed).contains(&answered), "{answered} of 1000, {allowed} allowed");
+    assert_eq!(support::role_status(&web), 200);
+    assert!(is_ok(&sandbox, "live", &sandbox.admin_socket()));
 }

@@ -81,6 +81,12 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     }
     // Before there is another thread.
     sandbox::userns::be_root()?;
+    // Ctrl-C ends what runs in there; what is left is cleaned up as always.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _interrupted = {
+        let _entered = runtime.enter();
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?
+    };
     let shape = match cli.pod_network {
         Shape::Routed => PodNetwork::Routed,
         Shape::Bridge => PodNetwork::Bridge,

@@ -124,8 +124,8 @@ impl Show {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path)))?;
         // Which program it is, is looked up with our own PATH.
-        let program = if program == "kube2irsa" { self.daemon.as_os_str() } else { program.as_ref() };
-        let command = self.sandbox.node().command(program).env("PATH", path);
+        let program = if program == "kube2irsa" { self.daemon.to_str().unwrap_or(program) } else { program };
+        let command = self.sandbox.on_node(program).env("PATH", path);
         Ok(command
             .env("KUBE2IRSA_ADMIN_SOCKET", self.sandbox.admin_socket())
             .env("KUBE2IRSA_STATE_DIR", self.sandbox.state_dir()))

@@ -11,13 +11,12 @@ use std::{
     time::Duration,
 };
 
-use hyper::server::conn::http1;
 use nix::unistd::geteuid;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use super::{Admin, PAUSE, Way, speak};
@@ -28,8 +27,6 @@ use crate::{
 
 /// Connections at once; more wait.
 const MOST_CONNECTIONS: usize = 32;
-/// A connection's time: one request, and its answer.
-const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks whether the name is still ours, or can be had.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -153,11 +150,7 @@ async fn accept(listener: &UnixListener, connections: &Arc<Semaphore>, admin: &A
         }
         let admin = Arc::clone(admin);
         tokio::spawn(async move {
-            let mut connection = http1::Builder::new();
-            connection.keep_alive(false).header_read_timeout(None);
-            if timeout(TIME_LIMIT, speak(stream, connection, Way::Socket, admin)).await.is_err() {
-                tracing::debug!("an operator's connection took too long");
-            }
+            speak(stream, Way::Socket, &admin).await;
             drop(turn);
         });
     }

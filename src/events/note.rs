@@ -145,6 +145,9 @@ fn of_token(error: &TokenError) -> String {
         TokenError::TimedOut | TokenError::Unreachable | TokenError::Refused { code: 429 | 500.., .. } => {
             "It is tried again; if this stays, whoever runs the cluster has to look at the API server"
         }
+        TokenError::AudienceNotGranted { .. } => {
+            "That is for whoever runs kube2irsa: nodes have to be granted the audience (additionalAudiences of the chart)"
+        }
         TokenError::NotOfThisNode { .. } | TokenError::Refused { code: 401 | 403, .. } => {
             "That is for whoever runs kube2irsa: it lacks the rights of its mode of --token-access"
         }

@@ -30,6 +30,8 @@ use crate::identity::{Grant, NodeName};
 /// The shortest life that the API server gives; one exchange needs seconds of it.
 const LIFE_SECONDS: i64 = 600;
 const TIME_LIMIT: Duration = Duration::from_secs(2);
+/// In the API server's words, by which alone it can be told from a pod that it does not know of yet (NodeRestriction).
+const NO_AUDIENCE: &str = "not found in pod spec volume";
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,12 @@ pub enum TokenError {
     /// The API server does not let us have it as our node.
     #[error("the API server refused the TokenRequest to our node: {message}")]
     NotOfThisNode {
+        /// The message of the `Status` object.
+        message: String,
+    },
+    /// Our node may not have tokens with this audience.
+    #[error("the API server refused the TokenRequest to our node: {message}")]
+    AudienceNotGranted {
         /// The message of the `Status` object.
         message: String,
     },
@@ -74,7 +82,7 @@ impl TokenError {
             // pod or its account has changed: the watch will say so.
             // 401: our own token is being replaced.
             Self::Refused { code, .. } => matches!(code, 401 | 429 | 500..),
-            Self::Mismatch(_) => false,
+            Self::AudienceNotGranted { .. } | Self::Mismatch(_) => false,
         }
     }
 
@@ -91,7 +99,7 @@ impl TokenError {
             Self::TimedOut => "timeout",
             Self::Unreachable => "unreachable",
             Self::Mismatch(_) => "mismatch",
-            Self::NotOfThisNode { .. } => "403",
+            Self::NotOfThisNode { .. } | Self::AudienceNotGranted { .. } => "403",
             Self::Refused { code, .. } => match code {
                 400 => "400",
                 401 => "401",
@@ -145,6 +153,9 @@ impl ApiServer {
         // Before it is decided no pod is known, so nothing is asked for.
         let (mode, client) = self.access.client().await;
         let token = ask(&client, &wanted).await.map_err(|error| match error {
+            TokenError::Refused { code: 403, message, .. } if mode == Mode::Node && message.contains(NO_AUDIENCE) => {
+                TokenError::AudienceNotGranted { message }
+            }
             TokenError::Refused { code: 403 | 404, message, .. } if mode == Mode::Node => {
                 TokenError::NotOfThisNode { message }
             }

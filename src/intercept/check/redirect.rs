@@ -40,11 +40,11 @@ pub(super) fn look(wanted: Wanted, expected: &Expected, facts: &Facts, findings:
         match (ways.as_slice(), listen.filter(|_| has_target)) {
             ([], None) => {
                 findings.ok(format!(
-                    "redirect of {address}: none, for nothing listens for {family} here; the guard refuses it"
+                    "redirect of {address}: none, for nothing listens for {family} here: the guard alone refuses it"
                 ));
             }
             ([], Some(_)) => {
-                findings.fail(format!("redirect of {address}: missing, pods are refused while the guard stands"));
+                findings.fail(format!("redirect of {address}: missing: the guard alone refuses pods"));
             }
             ([first, others @ ..], listen) => {
                 leads_here(first, listen, facts, findings);
