@@ -37,9 +37,11 @@ fn audited(sandbox: &Sandbox, flags: &[&str]) -> Daemon {
     Daemon::ready(sandbox, &[&["--audit-log", log.to_str().unwrap()], flags].concat())
 }
 
+/// The whole lines: of one that is being written a reader may see a part.
 fn lines(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
+    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
 fn of<'a>(lines: &'a [Value], event: &str) -> Vec<&'a Value> {
@@ -48,9 +50,21 @@ fn of<'a>(lines: &'a [Value], event: &str) -> Vec<&'a Value> {
 
 /// What the pod gets; none of it but the key's id is in the log.
 fn document(pod: &Pod) -> Value {
-    let answer = ask(pod, "GET", &format!("{ROLE_NAME}web"), &[]).unwrap();
-    assert_eq!(answer.status, 200);
-    answer.json()
+    let mut document = Value::Null;
+    eventually("it is served", || {
+        let answer = ask(pod, "GET", &format!("{ROLE_NAME}web"), &[]).unwrap();
+        let is_served = answer.status == 200;
+        if is_served {
+            document = answer.json();
+        }
+        is_served
+    });
+    document
+}
+
+/// How often a line of credentials was not written in time: on a busy machine that may be, if it is said.
+fn delays(daemon: &Daemon) -> usize {
+    daemon.log().matches("takes the audit log slowly").count()
 }
 
 fn holds_no_secret(text: &str, document: &Value) {
@@ -61,29 +75,43 @@ fn holds_no_secret(text: &str, document: &Value) {
     assert!(!text.contains("eyJ"), "a token is in {text}");
 }
 
-/// Each line of a call is a call that STS recorded, and each call of STS has its line.
-fn join(lines: &[Value], calls: &[Call]) {
-    let of_calls = |line: &&Value| line["requestID"].is_string();
-    let lines = lines.iter().filter(of_calls).map(|line| {
-        let text = |field: &str| line[field].as_str().map(str::to_owned);
-        (
-            text("requestID"),
-            text("eventName"),
-            text("roleArn"),
-            text("roleSessionName"),
-            text("accessKeyId"),
-            text("errorCode"),
-        )
+/// What joins a line with a call.
+type Key = [Option<String>; 6];
+
+fn keys_of_lines(lines: &[Value]) -> Vec<Key> {
+    const FIELDS: [&str; 6] = ["requestID", "eventName", "roleArn", "roleSessionName", "accessKeyId", "errorCode"];
+    let of_calls = lines.iter().filter(|line| line["requestID"].is_string());
+    let mut keys = of_calls.map(|line| FIELDS.map(|field| line[field].as_str().map(str::to_owned))).collect::<Vec<_>>();
+    keys.sort();
+    keys
+}
+
+fn keys_of_calls(calls: &[Call]) -> Vec<Key> {
+    let mut keys = calls
+        .iter()
+        .map(|call| {
+            let code = (call.outcome != "Success").then(|| call.outcome.to_owned());
+            let (id, action) = (Some(call.request_id.clone()), Some(call.action.clone()));
+            [id, action, call.role.clone(), call.session_name.clone(), call.access_key_id.clone(), code]
+        })
+        .collect::<Vec<_>>();
+    keys.sort();
+    keys
+}
+
+/// The lines, once each line of a call is a call that STS recorded, and each call of STS has its line: of one that is just
+/// being made there is the one before the other.
+fn joined(sandbox: &Sandbox, log: &Path) -> Vec<Value> {
+    let mut told = Vec::new();
+    eventually("lines and calls join", || {
+        told = lines(log);
+        let (of_lines, of_calls) = (keys_of_lines(&told), keys_of_calls(&sandbox.cloud.sts.calls()));
+        if of_lines != of_calls {
+            println!("lines: {of_lines:?}\ncalls: {of_calls:?}");
+        }
+        of_lines == of_calls
     });
-    let calls = calls.iter().map(|call| {
-        let code = (call.outcome != "Success").then(|| call.outcome.to_owned());
-        let (id, action) = (Some(call.request_id.clone()), Some(call.action.clone()));
-        (id, action, call.role.clone(), call.session_name.clone(), call.access_key_id.clone(), code)
-    });
-    let (mut lines, mut calls) = (lines.collect::<Vec<_>>(), calls.collect::<Vec<_>>());
-    lines.sort();
-    calls.sort();
-    assert_eq!(lines, calls);
+    told
 }
 
 #[test]
@@ -94,12 +122,11 @@ fn each_call_of_sts_is_a_line_that_joins_with_what_sts_recorded() {
     let trust = sandbox.trust_policy("system:serviceaccount:team-c:other");
     sandbox.cloud.sts.put_role(&arn("refused"), trust).unwrap();
     let refused = sandbox.add_pod("team-b", "refused-0", "refused").unwrap();
-    assert_eq!(role_status(&refused), 403);
+    eventually("it is refused", || role_status(&refused) == 403);
     let web = support::pod(&sandbox);
     let document = document(&web);
 
-    let lines = lines(&audit_log(&sandbox));
-    join(&lines, &sandbox.cloud.sts.calls());
+    let lines = joined(&sandbox, &audit_log(&sandbox));
     let [issued] = of(&lines, "issued")[..] else { panic!("{lines:?}") };
     for (field, value) in [
         ("node", json!(NODE)),
@@ -122,18 +149,25 @@ fn each_call_of_sts_is_a_line_that_joins_with_what_sts_recorded() {
     let text = fs::read_to_string(audit_log(&sandbox)).unwrap();
     holds_no_secret(&text, &document);
     assert_eq!(fs::metadata(audit_log(&sandbox)).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(metric(&sandbox, "kube2irsa_audit_lines_total{result=\"written\"}"), lines.len() as f64);
+    eventually("each is counted", || {
+        let written = metric(&sandbox, "kube2irsa_audit_lines_total{result=\"written\"}");
+        written == crate::lines(&audit_log(&sandbox)).len() as f64
+    });
 }
 
 #[test]
 fn a_pods_line_is_there_before_the_pod_has_its_credentials() {
     let sandbox = with_an_account();
-    let _daemon = audited(&sandbox, &[]);
+    let daemon = audited(&sandbox, &[]);
     for number in 0..20 {
         let pod = sandbox.add_pod("team-a", &format!("web-{number}"), "web").unwrap();
         let document = document(&pod);
-        let lines = lines(&audit_log(&sandbox));
-        assert!(lines.iter().any(|line| line["accessKeyId"] == document["AccessKeyId"]), "{number}");
+        let is_there = || {
+            let lines = lines(&audit_log(&sandbox));
+            lines.iter().any(|line| line["accessKeyId"] == document["AccessKeyId"])
+        };
+        assert!(is_there() || delays(&daemon) > 0, "{number}: {}", daemon.log());
+        eventually("it is there", is_there);
     }
 }
 
@@ -156,8 +190,7 @@ fn both_hops_and_what_a_namespace_does_not_permit_are_told() {
     let _web = support::pod(&sandbox);
     let log = audit_log(&sandbox);
     eventually("it is issued", || !of(&lines(&log), "issued").is_empty());
-    let told = lines(&log);
-    join(&told, &sandbox.cloud.sts.calls());
+    let told = joined(&sandbox, &log);
     let ([chained], [issued]) = (&of(&told, "chained")[..], &of(&told, "issued")[..]) else { panic!("{told:?}") };
     assert_eq!((&chained["roleArn"], &issued["roleArn"]), (&json!(hub), &json!(reader)));
     assert_eq!(chained["roleSessionName"], issued["roleSessionName"]);
@@ -180,8 +213,9 @@ fn of_a_shared_session_each_pod_is_told() {
     let pods = pods.collect::<Vec<_>>();
     let key = document(&pods[0])["AccessKeyId"].clone();
     assert!(pods.iter().all(|pod| document(pod)["AccessKeyId"] == key));
-    let lines = lines(&audit_log(&sandbox));
-    join(&lines, &sandbox.cloud.sts.calls());
+    let log = audit_log(&sandbox);
+    eventually("each pod is told of", || lines(&log).len() >= pods.len());
+    let lines = joined(&sandbox, &log);
     assert_eq!((of(&lines, "issued").len(), of(&lines, "shared").len()), (1, 2), "{lines:?}");
     let mut uids = lines.iter().map(|line| line["podUid"].as_str().unwrap()).collect::<Vec<_>>();
     let mut expected = pods.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>();
@@ -200,14 +234,19 @@ fn a_daemon_goes_on_where_the_one_before_ended_and_a_file_that_is_taken_away_is_
     assert!(daemon.stop().success());
     let daemon = audited(&sandbox, &[]);
     document(&web);
-    assert_eq!(of(&lines(&log), "issued").len(), 2);
+    eventually("both are told of", || of(&lines(&log), "issued").len() == 2);
     fs::remove_file(&log).unwrap();
     let another = sandbox.add_pod("team-a", "web-1", "web").unwrap();
     document(&another);
+    eventually("it is there again", || !lines(&log).is_empty());
     let told = lines(&log);
     assert_eq!((told.len(), &told[0]["pod"]), (1, &json!("web-1")));
     assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(!daemon.log().contains("audit"), "{}", daemon.log());
+    // Slow it may have been, and well again.
+    let log = daemon.log();
+    let troubles = log.lines().filter(|line| line.contains("audit log"));
+    let delays = ["takes the audit log slowly", "again; 0 lines were lost"];
+    assert!(troubles.into_iter().all(|line| delays.iter().any(|delay| line.contains(delay))), "{log}");
 }
 
 #[test]
@@ -218,8 +257,7 @@ fn standard_output_has_the_lines_and_nothing_else() {
     let mut daemon = Daemon::of(&sandbox, command.stdout(File::create(&out).unwrap()));
     daemon.wait_until_ready(&sandbox);
     let document = document(&web);
-    let lines = lines(&out);
-    join(&lines, &sandbox.cloud.sts.calls());
+    joined(&sandbox, &out);
     holds_no_secret(&fs::read_to_string(&out).unwrap(), &document);
 }
 
@@ -239,7 +277,7 @@ fn a_full_disk_holds_up_nobody_and_loses_nothing() {
     let log = seen.join("audit.log");
     let first = support::pod(&sandbox);
     document(&first);
-    assert_eq!(lines(&log).len(), 1);
+    eventually("it is told of", || lines(&log).len() == 1);
 
     // All but the rest of the log's own page.
     fs::write(seen.join("filler"), vec![b'a'; 1 << 20]).unwrap_err();
@@ -247,7 +285,8 @@ fn a_full_disk_holds_up_nobody_and_loses_nothing() {
     let pods = pods.collect::<Vec<_>>();
     pods.iter().for_each(|pod| drop(document(pod)));
     assert!(metric(&sandbox, "kube2irsa_audit_lines_waiting") > 0.0, "the disk was full, else this shows nothing");
-    assert_eq!(daemon.log().matches("the audit log cannot be written").count(), 1, "{}", daemon.log());
+    let failures = || daemon.log().matches("the audit log cannot be written").count();
+    eventually("it is said", || failures() == 1);
 
     fs::remove_file(seen.join("filler")).unwrap();
     eventually("all is written", || metric(&sandbox, "kube2irsa_audit_lines_waiting") == 0.0);
@@ -255,8 +294,10 @@ fn a_full_disk_holds_up_nobody_and_loses_nothing() {
     let (whole, torn): (Vec<_>, Vec<_>) =
         text.lines().map(serde_json::from_str::<Value>).partition(|line| line.is_ok());
     assert!(torn.len() <= 1, "{text}");
-    join(&whole.into_iter().map(Result::unwrap).collect::<Vec<_>>(), &sandbox.cloud.sts.calls());
-    assert_eq!(daemon.log().matches("is written to").count(), 1, "{}", daemon.log());
+    let whole = whole.into_iter().map(Result::unwrap).collect::<Vec<_>>();
+    assert_eq!(keys_of_lines(&whole), keys_of_calls(&sandbox.cloud.sts.calls()));
+    let ends = daemon.log().matches("is written to").count();
+    assert!(failures() == 1 && (1..=1 + delays(&daemon)).contains(&ends), "{}", daemon.log());
     assert_eq!(metric(&sandbox, "kube2irsa_audit_lines_total{result=\"failed\"}"), 0.0);
 }
 
@@ -271,5 +312,5 @@ fn a_folder_that_is_not_there_is_a_slip_and_a_file_that_cannot_be_written_is_non
     // Nobody can write there, root included.
     let daemon = Daemon::ready(&sandbox, &["--audit-log", "/proc/audit.log"]);
     document(&web);
-    assert_eq!(daemon.log().matches("the audit log cannot be written").count(), 1, "{}", daemon.log());
+    eventually("it is said once", || daemon.log().matches("the audit log cannot be written").count() == 1);
 }

@@ -19,7 +19,7 @@ use sandbox::{
     sts::Role,
 };
 use serde_json::{Value, json};
-use support::{Daemon, with_a_pod, with_an_account};
+use support::{Daemon, eventually, role_status, with_a_pod, with_an_account};
 
 /// Debian's, whatever else is on the PATH.
 const AWS: &str = "/usr/bin/aws";
@@ -29,6 +29,8 @@ const ISSUER: &str = "oidc.eks.eu-central-1.amazonaws.com/id/EXAMPLED539D4633E53
 fn describe_instances(sandbox: &Sandbox, pod: &Pod, environment: &[(&str, &str)]) -> Output {
     let debians = packages::Package { command: AWS, ..packages::AWS_CLI };
     packages::ensure(&[debians], &mut |line| println!("{line}")).unwrap();
+    // It asks once, and waits a second: less than a busy machine may take to fetch.
+    eventually("the pod is served", || role_status(pod) == 200);
     let command = sandbox.in_pod(pod, AWS).args(["ec2", "describe-instances", "--output", "json"]);
     environment.iter().fold(command, |command, (name, value)| command.env(name, value)).output().unwrap()
 }

@@ -64,7 +64,7 @@ fn each_of_two_daemons_of_a_node_hears_its_own_probes() {
     sandbox.cloud.sts.faults().release();
     eventually("the second is ready", || is_ok(&sandbox, "ready", &two));
     eventually("the first waits for its end", || first.log().contains("handed over to the next daemon"));
-    assert_eq!(probe(&sandbox, "ready", &one), (1, "running: stopping\n".to_owned()));
+    eventually("it says so", || probe(&sandbox, "ready", &one) == (1, "running: stopping\n".to_owned()));
     assert!(is_ok(&sandbox, "live", &one), "it lives until it is told to stop");
     assert!(first.stop().success());
     assert!(!one.exists() && is_ok(&sandbox, "ready", &two));
@@ -160,20 +160,27 @@ fn nobody_else_may_ask_whatever_the_umask_or_a_later_mode() {
 fn a_socket_that_is_taken_away_is_made_again_and_what_is_no_socket_is_left_alone() {
     let sandbox = sandbox();
     let socket = sandbox.admin_socket();
-    let daemon = Daemon::ready(&sandbox, &[]);
+    let mut daemon = Daemon::ready(&sandbox, &[]);
+    // Else it may be there again before it is missed.
+    daemon.process.signal(Signal::SIGSTOP).unwrap();
     fs::remove_file(&socket).unwrap();
     let (code, said) = probe(&sandbox, "live", &socket);
     assert!(code == 1 && said.starts_with("no daemon answers at "), "{code} {said}");
+    daemon.process.signal(Signal::SIGCONT).unwrap();
     eventually("it is there again", || is_ok(&sandbox, "ready", &socket));
 
-    fs::remove_file(&socket).unwrap();
-    fs::write(&socket, "another's").unwrap();
+    // In one step, for the name is looked after.
+    let put_anothers = || {
+        let file = sandbox.directory().join("file");
+        fs::write(&file, "another's").unwrap();
+        fs::rename(&file, &socket).unwrap();
+    };
+    put_anothers();
     eventually("it is said", || daemon.log().contains("admin.sock is no socket"));
     assert_eq!(fs::read_to_string(&socket).unwrap(), "another's");
     fs::remove_file(&socket).unwrap();
     eventually("it is there again", || is_ok(&sandbox, "ready", &socket));
-    fs::remove_file(&socket).unwrap();
-    fs::write(&socket, "another's").unwrap();
+    put_anothers();
     assert!(daemon.stop().success());
     assert!(socket.exists(), "what is not ours stays");
 }
