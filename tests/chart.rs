@@ -82,6 +82,23 @@ fn the_chart_has_the_version_of_the_daemon() {
     );
 }
 
+#[test]
+fn a_copy_of_the_charts_folder_alone_is_whole() {
+    let mut folders = vec![root().join("daemonset/chart")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let kind = entry.file_type().unwrap();
+            assert!(!kind.is_symlink(), "{} would lead out of the copy", entry.path().display());
+            if kind.is_dir() {
+                folders.push(entry.path());
+            }
+            files += usize::from(kind.is_file());
+        }
+    }
+    assert!(files > 10, "only {files} files were found");
+}
+
 /// Each right that the daemon's own ServiceAccount is given: verb, resource.
 fn rights(objects: &[Value]) -> BTreeSet<(String, String)> {
     let words = |list: &Value| {
