@@ -82,6 +82,23 @@ fn the_chart_has_the_version_of_the_daemon() {
     );
 }
 
+#[test]
+fn a_copy_of_the_charts_folder_alone_is_whole() {
+    let mut folders = vec![root().join("daemonset/chart")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let kind = entry.file_type().unwrap();
+            assert!(!kind.is_symlink(), "{} would lead out of the copy", entry.path().display());
+            if kind.is_dir() {
+                folders.push(entry.path());
+            }
+            files += usize::from(kind.is_file());
+        }
+    }
+    assert!(files > 10, "only {files} files were found");
+}
+
 /// Each right that the daemon's own ServiceAccount is given: verb, resource.
 fn rights(objects: &[Value]) -> BTreeSet<(String, String)> {
     let words = |list: &Value| {
@@ -186,10 +203,14 @@ fn the_daemon_runs_with_what_its_mode_needs_and_nothing_else() {
         );
         let token = spec["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "token");
         assert_eq!((token.is_some(), &spec["automountServiceAccountToken"]), (mode != "remove", &json!(false)));
-        let strategy = &the(&objects, "DaemonSet")["spec"]["updateStrategy"]["rollingUpdate"];
-        let wanted =
-            values.get("updateStrategy").cloned().unwrap_or_else(|| json!({"maxSurge": 1, "maxUnavailable": 0}));
-        assert_eq!(strategy, &wanted);
+        // What removes comes to all nodes, and at once, however it is to be otherwise.
+        let wanted = match values.get("updateStrategy") {
+            _ if mode == "remove" => json!({"maxSurge": "100%", "maxUnavailable": 0}),
+            Some(named) => named.clone(),
+            None => json!({"maxSurge": 1, "maxUnavailable": 0}),
+        };
+        let strategy = &the(&objects, "DaemonSet")["spec"]["updateStrategy"];
+        assert_eq!(*strategy, json!({"type": "RollingUpdate", "rollingUpdate": wanted}), "{values}");
         for unasked in ["PodMonitor", "PrometheusRule", "ConfigMap"] {
             assert!(of_kind(&objects, unasked).is_empty(), "not every cluster knows its kind");
         }
@@ -265,6 +286,10 @@ fn values_that_cannot_be_meant_are_refused_and_named() {
         (json!({"updateStrategy": {"maxSurge": "half"}}), "maxSurge"),
         (json!({"admission": {"forbiddenNamespaces": "kube-system"}}), "forbiddenNamespaces"),
         (json!({"stateDir": "run"}), "stateDir"),
+        // Which Helm read of 012345678901, without quotes.
+        (json!({"flags": {"aws-account": 12_345_678_901_u64}}), "aws-account"),
+        (json!({"podLabels": {"app.kubernetes.io/instance": "other"}}), "podLabels"),
+        (json!({"metrics": {"podMonitor": {"labels": {"helm.sh/chart": "other"}}}}), "podMonitor"),
         (json!({"extraEnv": [{"name": "KUBE2IRSA_TOKEN_ACCESS", "value": "direct"}]}), "extraEnv"),
         (json!({"extraArgs": ["--token-access", "direct"]}), "extraArgs"),
     ];
@@ -286,7 +311,6 @@ fn all_flags() -> Value {
         "sts-endpoint" => "https://sts.example.com",
         "allow-path" => "/latest/meta-data/local-ipv4",
         "annotation-prefix" => "example.com",
-        "aws-account" => "111122223333",
         "aws-partition" => "aws-cn",
         "container-endpoints" => "169.254.170.2,fd00:ec2::23",
         "ca-bundle" => "/dev/null",
@@ -294,10 +318,10 @@ fn all_flags() -> Value {
         _ => "text",
     };
     let value = |(name, schema): (&String, &Value)| {
-        let value = match (&schema["enum"], schema["type"].as_str()) {
-            (Value::Array(words), _) => words.last().unwrap().clone(),
-            (_, Some("boolean")) => json!(true),
-            (_, Some("integer" | "number")) => schema["maximum"].clone(),
+        let value = match (&schema["enum"], schema["type"].as_str(), &schema["maximum"]) {
+            (Value::Array(words), ..) => words.last().unwrap().clone(),
+            (_, Some("boolean"), _) => json!(true),
+            (_, _, most @ Value::Number(_)) => most.clone(),
             _ => json!(text(name)),
         };
         (name.clone(), value)
@@ -360,6 +384,20 @@ fn flags_arrive_as_they_were_written() {
         ("ALLOW_PATH", "/a,/b"),
     ] {
         assert_eq!(variable(&objects, &format!("KUBE2IRSA_{name}")), Some(value));
+    }
+    // As a file and `--set` make them of what is written without quotes: `--set` has no fractions.
+    let (account, most) = (111_122_223_333_u64, 9_007_199_254_740_991_u64);
+    for (written, arrives) in [
+        (json!({"aws-account": account, "cluster-name": most}), ["111122223333", "9007199254740991", "1.5"]),
+        (json!({"aws-account": "012345678901", "cluster-name": "7"}), ["012345678901", "7", "1.5"]),
+    ] {
+        let mut flags = written;
+        flags["sts-rate"] = json!("1.5");
+        let objects = render(NODE_MODE, &json!({"flags": flags, "image": {"tag": 20_261_126}}));
+        for (name, value) in ["AWS_ACCOUNT", "CLUSTER_NAME", "STS_RATE"].into_iter().zip(arrives) {
+            assert_eq!(variable(&objects, &format!("KUBE2IRSA_{name}")), Some(value));
+        }
+        assert_eq!(container(&objects)["image"], "kube2irsa:20261126");
     }
 }
 

@@ -19,8 +19,8 @@ This page is made from `src/metrics.rs`, by `make docs`.
 
 ## To Grafana and Prometheus
 
-[daemonset/dashboard.json](../daemonset/dashboard.json) is a dashboard for Grafana 10 and later, with any Prometheus as its
-source: import it. Its first row says whether pods get their credentials now. [daemonset/alerts.yaml](../daemonset/alerts.yaml)
+[daemonset/dashboard.json](../daemonset/chart/files/dashboard.json) is a dashboard for Grafana 10 and later, with any Prometheus as its
+source: import it. Its first row says whether pods get their credentials now. [daemonset/alerts.yaml](../daemonset/chart/files/alerts.yaml)
 are alerts, as a file of rules for Prometheus. Both expect
 
 - the job `kube2irsa`, or a PodMonitor of that name;

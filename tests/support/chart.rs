@@ -101,7 +101,12 @@ pub fn variants() -> Vec<(&'static str, Value)> {
         json!({"mode": "remove"}),
         json!({"startupTaint": {"enabled": true}}),
         json!({"mode": "observe", "startupTaint": {"enabled": true}}),
-        json!({"mode": "remove", "startupTaint": {"enabled": true}, "metrics": {"enabled": true}}),
+        json!({
+            "mode": "remove",
+            "startupTaint": {"enabled": true},
+            "metrics": {"enabled": true},
+            "updateStrategy": {"type": "OnDelete", "maxSurge": 0, "maxUnavailable": 0},
+        }),
         json!({"events": false, "legacyIptables": true, "admission": {"forbiddenNamespaces": []}}),
         json!({"admission": {"podsOfOwnNodeOnly": true, "forbiddenNamespaces": ["kube-system", "kube-node-lease"]}}),
         json!({"additionalAudiences": ["sts.amazonaws.com.cn"], "flags": {"token-audience": "aws"}}),

@@ -45,6 +45,11 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "kube2irsa.fullname" .
 {{- concat (list $own) .Values.additionalAudiences | uniq | toJson -}}
 {{- end -}}
 
+{{/* A value as it was written: a large number without an exponent. */}}
+{{- define "kube2irsa.plain" -}}
+{{- kindIs "string" . | ternary . (toJson .) -}}
+{{- end -}}
+
 {{- define "kube2irsa.subject" -}}
 - kind: ServiceAccount
   name: {{ include "kube2irsa.fullname" . }}
