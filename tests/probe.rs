@@ -24,7 +24,10 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use sandbox::sandbox::{ADMIN, Sandbox};
+use sandbox::{
+    kubernetes::{Fault, Target},
+    sandbox::{ADMIN, Sandbox},
+};
 use support::{Daemon, daemon_binary, eventually, node::kube2irsa, sandbox, with_a_pod};
 
 const OK: (i32, &str) = (0, "ok\n");
@@ -76,7 +79,8 @@ fn on_one_path_the_next_daemon_is_heard_and_the_one_before_again_if_that_ends() 
     let socket = sandbox.admin_socket();
     let first = Daemon::ready(&sandbox, &[]);
     assert!(is_ok(&sandbox, "ready", &socket));
-    sandbox.cloud.sts.faults().hold();
+    // It never knows the node's pods, and so does not take over.
+    sandbox.cloud.kubernetes.faults().inject(Target::any().resource("pods"), Fault::Stall);
     let second = Daemon::started(&sandbox, &[]);
     eventually("it waits", || second.log().contains("it goes on until this one is ready"));
     // The first looks after its name every two seconds.
