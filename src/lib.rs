@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod cgroups;
 pub mod cli;
 pub mod clock;
 pub mod config;

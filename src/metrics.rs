@@ -191,6 +191,12 @@ pub struct Metrics {
     pub rules_restored: IntCounterVec,
     /// 1 while the state directory cannot be used for this.
     state_dir_unusable: IntGaugeVec,
+    /// Questions to the kernel whose a connection is that came from no pod's address, by result.
+    pub host_lookups: IntCounterVec,
+    /// 1 for what becomes of pods on the node's network.
+    pub host_network: IntGaugeVec,
+    /// 1 while these rules for them are in place.
+    pub host_rules: IntGaugeVec,
     /// 1 while ready.
     pub ready: IntGauge,
 }
@@ -239,6 +245,13 @@ impl Metrics {
         );
         let observed_pods = IntGaugeVec::new(observed_pods, &["outcome"])?;
         registry.register(Box::new(observed_pods.clone()))?;
+        let host_network = Opts::new("host_network_info", "1 for what becomes of pods on the node's network.");
+        let host_network = IntGaugeVec::new(host_network, &["mode"])?;
+        registry.register(Box::new(host_network.clone()))?;
+        let host_rules =
+            Opts::new("host_network_rules", "1 while these rules for pods on the node's network are in place.");
+        let host_rules = IntGaugeVec::new(host_rules, &["part"])?;
+        registry.register(Box::new(host_rules.clone()))?;
         let token_access = Opts::new("token_access_info", "1 for the mode of token access in force.");
         let token_access = IntGaugeVec::new(token_access, &["mode"])?;
         registry.register(Box::new(token_access.clone()))?;
@@ -390,6 +403,13 @@ impl Metrics {
                 &["part"],
             )?,
             state_dir_unusable,
+            host_lookups: counters(
+                "host_network_lookups_total",
+                "Connections from no pod's address of which the kernel was asked whose they are, by result.",
+                &["result"],
+            )?,
+            host_network,
+            host_rules,
             ready: gauge("ready", "1 while the daemon is ready.")?,
             registry,
         })
@@ -404,6 +424,13 @@ impl Metrics {
         {
             counter.inc();
         }
+    }
+
+    /// How many connections came that were no pods' on the node's network: what their redirect counts is counted apart.
+    #[must_use]
+    pub fn arrived(&self) -> u64 {
+        let of_host = ["pod", "process"].map(|result| self.host_lookups.with_label_values(&[result]).get());
+        self.redirected_connections.get().saturating_sub(of_host.iter().sum())
     }
 
     /// Counts a connection that we close.

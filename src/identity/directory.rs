@@ -27,7 +27,10 @@ use super::{
     policy::{Demands, NamespacePolicy},
 };
 
+mod host;
 mod linked;
+
+pub use host::HostPods;
 
 /// The share of a caller's time after which an unknown address is looked up.
 const LOOK_UP_AFTER: f64 = 0.44;
@@ -54,6 +57,8 @@ type OnInvalid = Box<dyn Fn(&Pod, &AnnotationError) + Send + Sync>;
 /// Address → pod and role.
 pub struct Directory {
     entries: DashMap<IpAddr, Entry>,
+    /// Those of pods on the node's network.
+    on_host: DashMap<PodUid, Arc<Caller>>,
     state: Mutex<State>,
     version: watch::Sender<u64>,
     namespaces: watch::Sender<BTreeSet<Namespace>>,
@@ -66,6 +71,7 @@ pub struct Directory {
 #[derive(Default)]
 struct State {
     index: PodIndex,
+    host_pods: HostPods,
     /// The roles of pods that may ask: one and the same grant for as long as nothing about it changes.
     roles: HashMap<PodUid, Roles>,
     /// Addresses to be looked at.
@@ -122,6 +128,7 @@ impl Directory {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
             entries: DashMap::new(),
+            on_host: DashMap::new(),
             state: Mutex::new(State { index: PodIndex::new(binding), policy, ..State::default() }),
             wanted: Notify::new(),
             version: watch::Sender::new(0),
@@ -364,6 +371,7 @@ impl Directory {
                 None => self.entries.remove(address).map(|(_, entry)| entry),
             };
         }
+        self.publish_host_pods(state, &changed.pods);
         let none = Roles::default();
         for (uid, before) in &before {
             let roles = state.roles.get(*uid).unwrap_or(&none);
@@ -377,7 +385,7 @@ impl Directory {
         let unlooked = changed.addresses.iter().copied().filter(|address| state.index.unlooked(*address));
         let unlooked = unlooked.collect::<Vec<_>>();
         self.want(state, unlooked);
-        let namespaces = state.index.pods().filter(|pod| pod.may_ask());
+        let namespaces = state.index.pods().filter(|pod| state.may_have_roles(pod));
         let namespaces = namespaces.map(|pod| pod.namespace.clone()).collect::<BTreeSet<_>>();
         self.namespaces.send_if_modified(|wanted| {
             let modified = *wanted != namespaces;
@@ -414,11 +422,15 @@ fn is_link_local(address: IpAddr) -> bool {
 // === impl State ===
 
 impl State {
+    fn may_have_roles(&self, pod: &Pod) -> bool {
+        pod.may_ask() || self.host_pods == HostPods::Served && pod.is_on_host()
+    }
+
     /// Reads a pod's roles anew; what they were.
     fn update_roles(&mut self, uid: &PodUid) -> Roles {
         let old = self.roles.remove(uid).unwrap_or_default();
         let unchanged = |grant: &Arc<Grant>| old.grants().find(|before| *before == grant).cloned();
-        let new = self.index.get(uid).filter(|pod| pod.may_ask()).map(|pod| {
+        let new = self.index.get(uid).filter(|pod| self.may_have_roles(pod)).map(|pod| {
             self.read_roles(pod).map(|role| match role {
                 Role::Granted(grant) => Role::Granted(unchanged(&grant).unwrap_or(grant)),
                 other => other,

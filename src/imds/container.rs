@@ -32,7 +32,7 @@ use super::{
 use crate::{
     clock,
     credentials::{Outcome, document::Form, slot::Failure},
-    identity::{Caller, Unidentified},
+    identity::{Caller, Peer, Unidentified},
     metrics::{Metrics, RequestKind},
     token::{keys::Keys, presented::Refused},
 };
@@ -116,9 +116,9 @@ impl Container {
         Self { pods, keys, audiences: [audience, POD_IDENTITY.to_owned()], require_token, addresses, metrics }
     }
 
-    /// The answer to a request from `peer`, a canonical address. `own`: the address that the connection came to, where
+    /// The answer to a request from `peer`. `own`: the address that the connection came to, where
     /// it was not redirected.
-    pub async fn respond(&self, head: request::Parts, peer: IpAddr, own: Option<SocketAddr>) -> Response<Full<Bytes>> {
+    pub async fn respond(&self, head: request::Parts, peer: &Peer, own: Option<SocketAddr>) -> Response<Full<Bytes>> {
         let deadline = Instant::now() + BUDGET;
         let wanted = wanted(head.uri.path());
         let kind = if wanted.is_some() { RequestKind::ContainerCredentials } else { RequestKind::Other };
@@ -157,7 +157,7 @@ impl Container {
         &self,
         wanted: &Wanted<'_>,
         headers: &HeaderMap,
-        peer: IpAddr,
+        peer: &Peer,
         deadline: Instant,
     ) -> Result<Bytes, Problem> {
         let name = match wanted {
@@ -258,7 +258,7 @@ impl Problem {
                 (StatusCode::SERVICE_UNAVAILABLE, "KeysUnavailable", Refused::NoKeys.to_string().into())
             }
             Self::Unauthorized(refused) => (StatusCode::UNAUTHORIZED, "InvalidToken", refused.to_string().into()),
-            Self::Unidentified(Unidentified::Nobody) => {
+            Self::Unidentified(Unidentified::Nobody | Unidentified::HostProcess) => {
                 (StatusCode::NOT_FOUND, "UnknownCaller", "the request comes from no pod of this node".into())
             }
             Self::Unidentified(Unidentified::LinkLocal) => (

@@ -3,7 +3,7 @@
 //! Owns the time budget of a request and what each outcome looks like to an SDK. Bodies of errors are empty: CRT would
 //! take one for a role's name.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use crate::{
         document::{self, Form},
         slot::Failure,
     },
-    identity::{Caller, Grant, Role, Unidentified},
+    identity::{Caller, Grant, Peer, Role, Unidentified},
     metrics::{Metrics, RequestKind},
 };
 
@@ -83,11 +83,11 @@ impl Imds {
         Self { pods, keys, facts, passage, require_imdsv2, metrics }
     }
 
-    /// The answer to a request from `peer`, a canonical address. No request's body means anything.
+    /// The answer to a request from `peer`. No request's body means anything.
     ///
     /// # Errors
     /// When the connection is to be closed instead.
-    pub async fn respond(&self, head: request::Parts, peer: IpAddr) -> Result<Response<Full<Bytes>>, Close> {
+    pub async fn respond(&self, head: request::Parts, peer: &Peer) -> Result<Response<Full<Bytes>>, Close> {
         let deadline = Instant::now() + BUDGET;
         let mut route = route(head.uri.path());
         if route == Route::Other
@@ -125,7 +125,7 @@ impl Imds {
     }
 
     /// `PUT /latest/api/token`: at once, whoever asks.
-    fn token(&self, headers: &HeaderMap, peer: IpAddr) -> Answer {
+    fn token(&self, headers: &HeaderMap, peer: &Peer) -> Answer {
         if headers.contains_key(FORWARDED_FOR) {
             return Answer::Empty(StatusCode::FORBIDDEN);
         }
@@ -138,7 +138,7 @@ impl Imds {
     }
 
     /// When the request's session token was issued, if it has one. One that is not good is an error.
-    fn session(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Option<Issued>, Answer> {
+    fn session(&self, headers: &HeaderMap, peer: &Peer) -> Result<Option<Issued>, Answer> {
         let Some(token) = headers.get(TOKEN) else {
             self.metrics.requests_without_session.inc();
             return if self.require_imdsv2 { Err(self.no_token()) } else { Ok(None) };
@@ -159,7 +159,7 @@ impl Imds {
         Answer::Empty(StatusCode::UNAUTHORIZED)
     }
 
-    async fn get(&self, route: Route<'_>, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Answer {
+    async fn get(&self, route: Route<'_>, session: Option<Issued>, peer: &Peer, deadline: Instant) -> Answer {
         match route {
             Route::RoleName => self.credentials(None, session, peer, deadline).await,
             Route::RoleDocument(name) => self.credentials(Some(&name), session, peer, deadline).await,
@@ -185,10 +185,10 @@ impl Imds {
     }
 
     /// Who asks.
-    async fn caller(&self, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Result<Arc<Caller>, Answer> {
+    async fn caller(&self, session: Option<Issued>, peer: &Peer, deadline: Instant) -> Result<Arc<Caller>, Answer> {
         let caller = self.pods.identify(peer, deadline).await.map_err(|why| {
             Answer::Empty(match why {
-                Unidentified::Nobody | Unidentified::LinkLocal => StatusCode::NOT_FOUND,
+                Unidentified::Nobody | Unidentified::LinkLocal | Unidentified::HostProcess => StatusCode::NOT_FOUND,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             })
         })?;
@@ -213,7 +213,7 @@ impl Imds {
         }
     }
 
-    async fn passed(&self, path: String, peer: IpAddr, deadline: Instant) -> Answer {
+    async fn passed(&self, path: String, peer: &Peer, deadline: Instant) -> Answer {
         let Some(passage) = &self.passage else { return Answer::Empty(StatusCode::NOT_FOUND) };
         match passage.read(path, peer, deadline).await {
             Ok(Some(page)) => Answer::Page(page),
@@ -226,13 +226,7 @@ impl Imds {
     }
 
     /// The document of the role with this name; without one, the name of the main role.
-    async fn credentials(
-        &self,
-        name: Option<&str>,
-        session: Option<Issued>,
-        peer: IpAddr,
-        deadline: Instant,
-    ) -> Answer {
+    async fn credentials(&self, name: Option<&str>, session: Option<Issued>, peer: &Peer, deadline: Instant) -> Answer {
         loop {
             let caller = match self.caller(session, peer, deadline).await {
                 Ok(caller) => caller,

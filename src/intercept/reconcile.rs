@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::{
     Firewall, FirewallError, Part, Redirection, Rush, announcements,
     guard::Guard,
+    host::{self, HostInterception},
     obstacles::{self, Arrival, Obstacle},
     plan::{self, Backend, Wanted},
 };
@@ -50,6 +51,8 @@ pub struct Interception {
     pub rush: Rush,
     /// How they are redirected.
     pub wanted: Wanted,
+    /// How those of pods on the node's network are, if they are.
+    pub host: Option<HostInterception>,
 }
 
 /// Puts all in place, and then keeps it there; never ends.
@@ -60,7 +63,31 @@ pub async fn keep(interception: &Interception, readiness: &Readiness, metrics: &
         let _ = tokio::time::timeout(TIME_LIMIT, stood.wait_for(|stands| *stands)).await;
         keep_redirect(interception, readiness, metrics).await;
     };
-    tokio::join!(keep_guard(&interception.addresses, readiness, metrics, stands), redirect);
+    let host = async {
+        match &interception.host {
+            Some(host) => host::keep(host, || redirection(interception), readiness, metrics).await,
+            None => remove_host_rules(readiness).await,
+        }
+    };
+    tokio::join!(keep_guard(&interception.addresses, readiness, metrics, stands), redirect, host);
+}
+
+/// What is redirected now: an address of the node's may go, and then be another machine's.
+fn redirection(interception: &Interception) -> Redirection {
+    Redirection {
+        addresses: Arc::clone(&interception.addresses),
+        targets: super::targets(&interception.listening),
+        rush: interception.rush,
+    }
+}
+
+/// An earlier run's would lead to nobody who knows whose they are.
+async fn remove_host_rules(readiness: &Readiness) {
+    readiness.holds(Condition::HostNetwork);
+    while let Err(error) = host::Leftover.install().await {
+        tracing::warn!(%error, "rules for pods on the node's network are left from an earlier run, and tried again");
+        tokio::time::sleep(LONG_INTERVAL).await;
+    }
 }
 
 async fn keep_guard(addresses: &Arc<[IpAddr]>, readiness: &Readiness, metrics: &Metrics, stands: watch::Sender<bool>) {
@@ -126,17 +153,17 @@ async fn limited<T>(limit: Duration, look: impl Future<Output = Result<T, String
 }
 
 /// Whether rules are in place, as it was told last.
-struct Health {
+pub(super) struct Health {
     condition: Condition,
     was_well: bool,
 }
 
 impl Health {
-    fn new(condition: Condition) -> Self {
+    pub(super) fn new(condition: Condition) -> Self {
         Self { condition, was_well: true }
     }
 
-    fn tell(&mut self, look: Result<(), String>, readiness: &Readiness) -> bool {
+    pub(super) fn tell(&mut self, look: Result<(), String>, readiness: &Readiness) -> bool {
         let was_well = std::mem::replace(&mut self.was_well, look.is_ok());
         match look {
             Ok(()) => {
@@ -177,8 +204,8 @@ impl Keeper<'_> {
     }
 
     async fn look(&mut self) -> Result<(), String> {
-        // An address may go, and then be another machine's.
-        let targets = super::targets(&self.interception.listening);
+        let redirection = redirection(self.interception);
+        let targets = redirection.targets.clone();
         if targets.is_empty() {
             return Err("the node has no address of its own to redirect to: --listen must name one".to_owned());
         }
@@ -186,11 +213,6 @@ impl Keeper<'_> {
             if !self.targets.is_empty() {
                 tracing::info!(?targets, "the node's addresses changed");
             }
-            let redirection = Redirection {
-                addresses: Arc::clone(&self.interception.addresses),
-                targets,
-                rush: self.interception.rush,
-            };
             let planned = async { Ok(plan::backends(self.interception.wanted, &redirection).await) };
             self.backends = limited(TIME_LIMIT, planned).await?;
             (self.targets, self.chosen) = (redirection.targets, None);
@@ -242,7 +264,7 @@ impl Keeper<'_> {
     }
 
     async fn look_for_obstacles(&mut self, readiness: &Readiness) {
-        let arrived = self.metrics.redirected_connections.get();
+        let arrived = self.metrics.arrived();
         let mut obstacles = obstacles::look(arrived > 0).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "it cannot be seen whether something is in the way of pods' packets");
             Vec::new()
