@@ -6,7 +6,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -26,14 +26,21 @@ mod succession;
 
 use self::succession::{Succession, Turn};
 use crate::{
-    admin::{self, Admin},
+    admin::{
+        self, Admin,
+        explain::{Explainer, StsPlace},
+        socket::Socket,
+    },
+    audit::Audit,
     config::{Config, Intercept},
     credentials::refresher::{Channel, Refresher},
     descriptors, drain,
     events::{self, Events},
     identity::{
-        Directory, HostPods, PodUid, Role, Roles, accounts, annotations::PlainNames, binding::Binding, links, lookup,
-        node, watch,
+        Directory, HostPods, PodUid, Role, Roles, accounts,
+        annotations::{AnnotationError, PlainNames},
+        binding::Binding,
+        links, lookup, node, watch,
     },
     imds::{
         container::Container,
@@ -50,7 +57,7 @@ use crate::{
     intercept::{
         self, METADATA,
         handover::Offer,
-        host::{HostInterception, HostNetwork},
+        host::{HostInterception, HostNetwork, Means},
     },
     metrics::Metrics,
     observe::Observation,
@@ -67,6 +74,9 @@ use crate::{
 /// What is in flight may take this long to end.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// And what the audit log has not taken yet.
+const AUDIT_GRACE: Duration = Duration::from_secs(2);
+
 /// A daemon that listens.
 #[derive(Debug)]
 pub struct Bound {
@@ -80,6 +90,8 @@ pub struct Bound {
     /// What waits for it waits as long as this is there.
     #[expect(dead_code, reason = "held until it is dropped")]
     held: [Arc<tokio::sync::watch::Sender<bool>>; 2],
+    admin_socket: Socket,
+    audit: Arc<Audit>,
     succession: JoinHandle<()>,
     turn: oneshot::Receiver<Turn>,
 }
@@ -91,6 +103,11 @@ pub struct Bound {
 /// In one line, what cannot be had.
 pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let metrics = Arc::new(Metrics::new()?);
+    let readiness = Arc::new(Readiness::default());
+    readiness.lacks(Condition::Running, "starting");
+    let admin = Arc::new(Admin::new(Arc::clone(&metrics), Arc::clone(&readiness)));
+    // First, for it says that we live while others are waited for.
+    let admin_socket = Socket::serve(config.admin_socket, Arc::clone(&admin), Arc::clone(&metrics));
     let api_server = api::configuration(&config.api_server).await?;
     let own_token = api::own_token(&api_server);
     let client = api::client(api_server.clone())?;
@@ -124,12 +141,16 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let owns = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
     let serves = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
     let offer = Offer::new(&config.state_dir, listeners.iter().chain([&admin_listener]))?;
-    let readiness = Arc::new(Readiness::default());
     let mut tasks = JoinSet::new();
     let (events, reported) = Events::new(config.node_name.clone(), config.token_audience.clone(), Arc::clone(&metrics));
     let events = Arc::new(events);
     spawn(&mut tasks, "writer of Events", events::write(client.clone(), reported, Arc::clone(&metrics)));
-    let channel = Channel::new(config.sts.scope);
+    let audit = match config.audit_log {
+        Some(to) => Audit::to(to, config.node_name.clone(), Arc::clone(&metrics)).context("--audit-log")?,
+        None => Audit::none(),
+    };
+    let audit = Arc::new(audit);
+    let channel = Channel::new(config.sts.scope, Arc::clone(&audit));
     let store = channel.store();
     let binding = match config.intercept {
         Intercept::None => Binding::WhereFound,
@@ -149,11 +170,15 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         }
     };
     let on_invalid = {
-        let events = Arc::clone(&events);
+        let (events, audit) = (Arc::clone(&events), Arc::clone(&audit));
         move |pod: &_, error: &_| {
             // It gets the node's role meanwhile.
-            if !observes {
-                events.invalid(pod, error);
+            if observes {
+                return;
+            }
+            events.invalid(pod, error);
+            if let AnnotationError::NotPermitted { role, .. } = error {
+                audit.not_permitted(pod, role);
             }
         }
     };
@@ -162,7 +187,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         HostNetwork::On(host_pods, _) => host_pods,
         HostNetwork::Off(_) => HostPods::Off,
     };
-    let directory = Arc::new(directory.with_host_pods(host_pods));
+    let directory = Arc::new(directory.with_host_pods(host_pods, host_network.means().and_then(Means::own_pod)));
     if let Some(interception) = &mut interception {
         interception.host = host_network.means().map(|means| {
             let directory = Arc::clone(&directory);
@@ -207,16 +232,21 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     };
     spawn(&mut tasks, "choice of token access", decision.make(config.token_access));
     let tokens = token::ApiServer::new(Arc::clone(&access), config.node_name.clone(), config.token_audience.clone());
+    let (node_name, role_annotation) = (config.node_name.clone(), config.annotation_keys.role_arn().to_owned());
+    let access_to_tell_of = Arc::clone(&access);
     let entitled = {
         let directory = Arc::clone(&directory);
         move |grant: &_| directory.entitled(grant)
     };
+    let sts_place = Arc::new(OnceLock::new());
     let refresher = {
+        let known = Arc::clone(&sts_place);
         let (place, limits, cluster) = (config.sts.location, config.sts.limits, config.sts.cluster_name);
         let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));
         async move {
             // Until then whoever asks waits, as for an exchange that takes long.
             let (region, endpoint) = location::of_sts(place, &readiness).await;
+            let _once = known.set(StsPlace { region: region.clone(), endpoint: endpoint.clone() });
             let sts = Sts::new(https, region, endpoint, cluster, Arc::clone(&metrics));
             Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, events, metrics, channel).run().await;
         }
@@ -319,15 +349,37 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let (turns, turn) = oneshot::channel();
     // Its end is no failure: `run` is told.
     let succession = tokio::spawn(succession.run(turns));
-    let admin = Admin { metrics, readiness: Arc::clone(&readiness), pods: Some((directory, store)) };
-    spawn(
-        &mut tasks,
-        "operator's listener",
-        once_ours(serves.subscribe(), watcher, admin::serve(admin_listener, Arc::new(admin))),
-    );
+    admin.tell_of_pods(Explainer {
+        directory,
+        store,
+        access: access_to_tell_of,
+        readiness: Arc::clone(&readiness),
+        metrics,
+        node: node_name,
+        audience: config.token_audience,
+        role_annotation,
+        intercept: config.intercept,
+        host_network,
+        require_imdsv2: config.require_imdsv2,
+        sts: sts_place,
+    });
+    let serving = admin::serve(admin_listener, admin);
+    spawn(&mut tasks, "operator's listener", once_ours(serves.subscribe(), watcher, serving));
 
+    readiness.holds(Condition::Running);
     tracing::info!(?addresses, %admin_address, "listening");
-    Ok(Bound { addresses, admin_address, readiness, tasks, drain, held: [owns, serves], succession, turn })
+    Ok(Bound {
+        addresses,
+        admin_address,
+        readiness,
+        tasks,
+        drain,
+        held: [owns, serves],
+        admin_socket,
+        audit,
+        succession,
+        turn,
+    })
 }
 
 impl Bound {
@@ -335,7 +387,14 @@ impl Bound {
     ///
     /// # Errors
     /// When a part ended that should not have. What is still in flight after the grace is only said in the log.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let audit = Arc::clone(&self.audit);
+        let done = self.serve(stop).await;
+        audit.end(AUDIT_GRACE).await;
+        done
+    }
+
+    async fn serve(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let mut stop = std::pin::pin!(stop);
         let handed_over = tokio::select! {
             () = stop.as_mut() => false,
@@ -346,6 +405,7 @@ impl Bound {
                 ),
             },
             Some(ended) = self.tasks.join_next() => anyhow::bail!("{}", why_ended(ended)),
+            () = self.admin_socket.ended() => anyhow::bail!("the admin socket's keeper ended"),
         };
         self.readiness.lacks(Condition::Running, "stopping");
         // It holds the listening sockets too, and they must close now; after a hand-over it watches over the next one.

@@ -1,7 +1,10 @@
 //! What was typed. Nothing is judged here: `config` reads every value, so that it can name all that is
 //! wrong at once.
 
-use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
 #[derive(Debug, Parser)]
@@ -24,6 +27,71 @@ pub enum Command {
         #[command(subcommand)]
         command: RulesCommand,
     },
+    /// Ask the daemon whether it lives, or is ready; for the probes of a pod. Exit code 1 if not, with the reasons, a line each.
+    #[command(args_override_self = true)]
+    Probe(ProbeArgs),
+    /// Say step by step why a pod of this node gets its credentials, or does not, as the daemon here knows it. Exit code 1 if a
+    /// step fails, 69 if no daemon answers.
+    #[command(args_override_self = true)]
+    Explain(ExplainArgs),
+    /// Print a script by which a shell completes our commands and flags.
+    Completions {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Print the manual page of all commands, or write a page for each into a directory.
+    Man {
+        /// The directory.
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// The flags of `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// The pod.
+    #[arg(value_name = "NAMESPACE/POD")]
+    pub pod: String,
+
+    /// As people or as programs read it.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+
+    /// The daemon's admin socket.
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET, env = "KUBE2IRSA_ADMIN_SOCKET")]
+    pub admin_socket: PathBuf,
+}
+
+/// As what something is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Lines.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// The flags of `probe`.
+#[derive(Args, Clone, Debug)]
+pub struct ProbeArgs {
+    /// What to ask.
+    #[arg(value_enum)]
+    pub probe: Probe,
+
+    /// The daemon's admin socket.
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET, env = "KUBE2IRSA_ADMIN_SOCKET")]
+    pub admin_socket: PathBuf,
+}
+
+/// What a probe asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Probe {
+    /// Whether pods can be sent here.
+    Ready,
+    /// Whether the process lives.
+    Live,
 }
 
 /// What to do with the node's rules.
@@ -76,6 +144,10 @@ pub struct RemoveArgs {
     #[arg(long, value_name = "ADDR:PORT", default_value = ADMIN_LISTEN, env = "KUBE2IRSA_ADMIN_LISTEN")]
     pub admin_listen: String,
 
+    /// With --stay: the admin socket of the process that stays. Without: one that a daemon left there is taken out.
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET, env = "KUBE2IRSA_ADMIN_SOCKET")]
+    pub admin_socket: String,
+
     /// The daemon's directory, whose files are taken out too.
     #[arg(long, value_name = "DIR", default_value = STATE_DIR, env = "KUBE2IRSA_STATE_DIR")]
     pub state_dir: String,
@@ -92,6 +164,7 @@ pub struct RemoveArgs {
 const LISTEN: &str = "0.0.0.0:9169,[::]:9169";
 const ADMIN_LISTEN: &str = "127.0.0.1:9170";
 const HOST_NETWORK: &str = "auto";
+const ADMIN_SOCKET: &str = "/run/kube2irsa/admin.sock";
 const STATE_DIR: &str = "/run/kube2irsa";
 const INTERCEPT: &str = "auto";
 const CONTAINER_ENDPOINTS: &str = "169.254.170.2";
@@ -112,9 +185,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT,…", default_value = LISTEN, env = "KUBE2IRSA_LISTEN")]
     pub listen: String,
 
-    /// Where metrics and health are served; never reachable by pods on a loopback address.
+    /// Where metrics and health are served; never reachable by pods on a loopback address. Brackets may be around an
+    /// address of either family.
     #[arg(long, value_name = "ADDR:PORT", default_value = ADMIN_LISTEN, env = "KUBE2IRSA_ADMIN_LISTEN")]
     pub admin_listen: String,
+
+    /// A unix socket of this process alone, for `kube2irsa probe` and `kube2irsa explain`.
+    #[arg(long, value_name = "PATH", default_value = ADMIN_SOCKET, env = "KUBE2IRSA_ADMIN_SOCKET")]
+    pub admin_socket: String,
 
     /// AWS region whose STS is called. Absent: the one that the real metadata service names.
     #[arg(long, value_name = "REGION", env = "KUBE2IRSA_REGION")]
@@ -187,8 +265,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|node|direct", default_value = "auto", env = "KUBE2IRSA_TOKEN_ACCESS")]
     pub token_access: String,
 
-    /// Once ready, take the taint kube2irsa.io/not-ready off this node, which keeps pods away until then. Needs the rights of
-    /// daemonset/startup-taint.yaml.
+    /// Once ready, take the taint kube2irsa.io/not-ready off this node, which keeps pods away until then. Needs a right of
+    /// its own (startupTaint.enabled of the chart).
     #[arg(long, env = "KUBE2IRSA_REMOVE_TAINT")]
     pub remove_taint: bool,
 
@@ -273,6 +351,11 @@ pub struct RunArgs {
     /// How much is logged.
     #[arg(long, value_name = "error|warn|info|debug", default_value = "info", env = "KUBE2IRSA_LOG_LEVEL")]
     pub log_level: String,
+
+    /// Where it is written which pod got which keys of which role (docs/audit.md): JSON lines, appended to a file, or `-`
+    /// for standard output. Absent: nowhere.
+    #[arg(long, value_name = "FILE|-", env = "KUBE2IRSA_AUDIT_LOG")]
+    pub audit_log: Option<String>,
 
     /// Threads that serve requests.
     #[arg(long, value_name = "N", default_value = "2", env = "KUBE2IRSA_WORKER_THREADS")]

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use aws_smithy_types::{DateTime, date_time::Format};
+
 /// What is no drift, between two readings that are seconds apart.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -67,8 +69,15 @@ impl Deadline {
     /// Whether it has passed on either clock.
     #[must_use]
     pub fn passed(&self, now: Now) -> bool {
-        self.left(now).is_zero()
+        self.wall <= now.wall || self.monotonic <= now.monotonic
     }
+}
+
+/// `YYYY-MM-DDTHH:MM:SSZ`, exactly: the Rust SDK refuses offsets, minio's fractions. `None` before 1970.
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> Option<String> {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+    DateTime::from_secs(i64::try_from(seconds).ok()?).fmt(Format::DateTime).ok()
 }
 
 /// Reads both clocks.

@@ -5,7 +5,7 @@
 use std::{
     fmt, fs,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
@@ -22,10 +22,12 @@ pub use self::{
     rules::{Removal, expected},
 };
 use crate::{
+    audit,
     cli::RunArgs,
     identity::{HostPods, NodeName, annotations::Keys, policy::NamespacePolicy},
     imds::{allowed::AllowedPaths, facts::Given, limits::Limits},
     intercept::{CONTAINER, POD_IDENTITY_V4, POD_IDENTITY_V6, plan::Wanted},
+    local_socket::LONGEST_PATH,
 };
 
 /// The most threads that make sense on a node's daemon.
@@ -42,6 +44,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Where metrics and health are served.
     pub admin_listen: SocketAddr,
+    /// Where the admin socket is.
+    pub admin_socket: PathBuf,
     /// Where credentials come from.
     pub sts: StsConfig,
     /// The audience of service account tokens.
@@ -76,6 +80,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How much is logged.
     pub log_level: LogLevel,
+    /// Where the audit log goes, if there is one.
+    pub audit_log: Option<audit::Destination>,
     /// Threads that serve requests.
     pub worker_threads: usize,
 }
@@ -179,6 +185,7 @@ impl Config {
             let same = format!("--admin-listen {admin_listen}: must not share the port of --listen, which pods reach");
             errors.add(same, ());
         }
+        let admin_socket = admin_socket(&args.admin_socket, &mut errors);
         let intercept = intercept(&args.intercept, &mut errors);
         if let (Intercept::Redirect(_), Some(listen)) = (intercept, listen.iter().find(|to| to.ip().is_loopback())) {
             let text = format!("--listen {listen}: pods' packets cannot be redirected to a loopback address");
@@ -219,12 +226,14 @@ impl Config {
         let Aws { sts, compose_role_arn, facts } = Aws::read(args, &mut errors);
         let allowed = allowed(args, facts.imds.as_ref(), &mut errors);
         let limits = limits::read(args, &mut errors);
+        let audit_log = args.audit_log.as_deref().map(|to| audit_log(to, &mut errors));
         let api_server = api_server(args.kubeconfig.as_deref(), &mut errors);
         errors.or(Self {
             node_name,
             api_server,
             listen,
             admin_listen,
+            admin_socket,
             sts,
             token_audience: args.token_audience.clone(),
             annotation_keys: Keys::new(&args.annotation_prefix),
@@ -242,6 +251,7 @@ impl Config {
             container_endpoints,
             log_format,
             log_level,
+            audit_log,
             worker_threads,
         })
     }
@@ -278,6 +288,19 @@ fn log(format: &str, level: &str, errors: &mut Errors) -> (LogFormat, LogLevel) 
         other => errors.add(format!("--log-level {other:?}: must be error, warn, info or debug"), LogLevel::Info),
     };
     (format, level)
+}
+
+/// A file that cannot be written now may be later; a folder that is not there is a slip.
+fn audit_log(text: &str, errors: &mut Errors) -> audit::Destination {
+    if text == "-" {
+        return audit::Destination::StandardOutput;
+    }
+    let path = PathBuf::from(text);
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    if path.file_name().is_none() || path.is_dir() || !folder.is_dir() {
+        errors.add(format!("--audit-log {text:?}: is neither - nor a file in a folder that is there"), ());
+    }
+    audit::Destination::File(path)
 }
 
 fn intercept(text: &str, errors: &mut Errors) -> Intercept {
@@ -326,8 +349,25 @@ fn listen(text: &str, errors: &mut Errors) -> Vec<SocketAddr> {
 }
 
 fn admin_listen(text: &str, errors: &mut Errors) -> SocketAddr {
+    // Who makes it of a node's address, of whichever family, puts brackets around either.
+    let bracketed = || {
+        let (address, port) = text.strip_prefix('[')?.split_once("]:")?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
     let instead = SocketAddr::from(([0, 0, 0, 0], 0));
-    errors.parsed("--admin-listen", text, "an address and port, such as 127.0.0.1:9170", instead)
+    bracketed().unwrap_or_else(|| {
+        errors.parsed("--admin-listen", text, "an address and port, such as 127.0.0.1:9170", instead)
+    })
+}
+
+fn admin_socket(path: &str, errors: &mut Errors) -> PathBuf {
+    if path.is_empty() || path.ends_with('/') {
+        errors.add(format!("--admin-socket {path:?}: is not the path of a file"), ());
+    }
+    if path.len() > LONGEST_PATH {
+        errors.add(format!("--admin-socket {path}: is longer than {LONGEST_PATH} bytes"), ());
+    }
+    PathBuf::from(path)
 }
 
 fn container_endpoints(text: &str, errors: &mut Errors) -> Vec<IpAddr> {

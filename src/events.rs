@@ -88,6 +88,12 @@ impl Events {
         self.report(&grant.pod, Problem::failed(grant, cause, renewal, &self.audience));
     }
 
+    /// What such a failure is said to be, and what to do.
+    #[must_use]
+    pub fn words(&self, grant: &Grant, cause: Cause<'_>, renewal: bool) -> String {
+        Problem::failed(grant, cause, renewal, &self.audience).note
+    }
+
     /// The role allows only shorter sessions than the service account asks for.
     pub fn shortened(&self, grant: &Grant) {
         self.report(&grant.pod, Problem::shortened(grant));
@@ -134,6 +140,12 @@ impl Events {
             ..Event::default()
         }
     }
+}
+
+/// What annotations that cannot be meant, or a role that is not permitted, are said to be, and what to do.
+#[must_use]
+pub fn words_of_invalid(pod: &Pod, error: &AnnotationError) -> String {
+    Problem::invalid(pod, error).note
 }
 
 /// As the field names its Events: after the object, and when it was first so.

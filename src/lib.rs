@@ -4,11 +4,12 @@
 //! address is looked up ([`identity`]); its answer ([`imds::respond`], [`imds::container`]) is read from the cache
 //! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
 //! [`observe`] takes the place of all but the second where an operator wants to see who asks, first.
-//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`] and [`events`] tell of it, and
-//! [`taint`] lets pods come.
+//! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`], [`figures`], [`events`] and [`audit`] tell of
+//! it, [`admin::explain`] of one pod, and [`taint`] lets pods come.
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod cgroups;
 pub mod cli;
 pub mod clock;
@@ -17,11 +18,13 @@ pub mod credentials;
 pub mod descriptors;
 pub mod drain;
 pub mod events;
+pub mod figures;
 #[cfg(test)]
 mod histories;
 pub mod identity;
 pub mod imds;
 pub mod intercept;
+pub mod local_socket;
 pub mod memory;
 pub mod metrics;
 pub mod observe;

@@ -2,15 +2,20 @@
 
 use std::{
     alloc::System,
+    fs,
     io::{self, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
-use clap::{Parser as _, error::ErrorKind};
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+use clap_complete::Shell;
 use kube2irsa::{
+    admin::{self, client, explain::Explanation},
     app,
-    cli::{Cli, Command, RulesCommand},
-    config::{self, Config, Removal},
+    cli::{Cli, Command, ExplainArgs, Output, Probe, ProbeArgs, RulesCommand},
+    config::{self, Config, ConfigErrors, Removal},
     intercept::{
         self,
         check::{self, Expected},
@@ -29,6 +34,8 @@ static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
+/// `EX_UNAVAILABLE`.
+const UNAVAILABLE: u8 = 69;
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
@@ -46,6 +53,10 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(args) => Config::new(&args).map(run),
+        Command::Probe(args) => Ok(probe(&args)),
+        Command::Explain(args) => explain(&args),
+        Command::Completions { shell } => Ok(completions(shell)),
+        Command::Man { directory } => Ok(manual(directory.as_deref())),
         Command::Rules { command: RulesCommand::Show } => Ok(show_rules()),
         Command::Rules { command: RulesCommand::Check(args) } => config::expected(&args).map(|it| check_rules(&it)),
         Command::Rules { command: RulesCommand::Remove(args) } => Removal::new(&args).map(remove_rules),
@@ -86,6 +97,69 @@ fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
+/// It is asked every few seconds: no runtime, no TLS.
+fn probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
+    let target = match args.probe {
+        Probe::Ready => "/readyz",
+        Probe::Live => "/healthz",
+    };
+    let (code, said) = match client::get(&args.admin_socket, target) {
+        Ok((200, said)) => (ExitCode::SUCCESS, said),
+        Ok((_, said)) => (ExitCode::from(FAILURE), said),
+        Err(error) => (ExitCode::from(FAILURE), format!("{error}\n")),
+    };
+    write!(io::stdout().lock(), "{said}")?;
+    Ok(code)
+}
+
+fn explain(args: &ExplainArgs) -> Result<anyhow::Result<ExitCode>, ConfigErrors> {
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+    match args.pod.split_once('/') {
+        Some((namespace, pod)) if is_name(namespace) && is_name(pod) => Ok(explained(args)),
+        _ => Err(ConfigErrors(vec![format!("{:?}: is not NAMESPACE/POD", args.pod)])),
+    }
+}
+
+fn explained(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    let body = match client::get(&args.admin_socket, &format!("{}{}", admin::EXPLAIN, args.pod)) {
+        Ok((200, body)) => body,
+        Ok((_, why)) => return Ok(fail(UNAVAILABLE, &why)),
+        Err(error) => return Ok(fail(UNAVAILABLE, &error.to_string())),
+    };
+    let explanation = serde_json::from_str::<Explanation>(&body).map_err(|error| {
+        anyhow::anyhow!("the daemon's answer is not understood: is it of another version? ({error})")
+    })?;
+    let mut out = io::stdout().lock();
+    match args.output {
+        Output::Text => write!(out, "{explanation}")?,
+        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?,
+    }
+    Ok(if explanation.well { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
+}
+
+fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "kube2irsa", &mut script);
+    io::stdout().lock().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn manual(directory: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let command = Cli::command();
+    match directory {
+        Some(directory) => fs::create_dir_all(directory)
+            .and_then(|()| clap_mangen::generate_to(command, directory))
+            .with_context(|| directory.display().to_string())?,
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command).render(&mut page)?;
+            io::stdout().lock().write_all(&page)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn show_rules() -> anyhow::Result<ExitCode> {
     let (rules, unread) = for_a_moment()?.block_on(intercept::show());
     let mut out = io::stdout().lock();
@@ -114,7 +188,7 @@ const NOT_LOOKED_AT: &str =
 fn remove_rules(removal: Removal) -> anyhow::Result<ExitCode> {
     let runtime = for_a_moment()?;
     if !removal.stay {
-        runtime.block_on(app::removal::once(&removal.state_dir))?;
+        runtime.block_on(app::removal::once(&removal))?;
         for tables in runtime.block_on(intercept::unseen()) {
             let _ = writeln!(io::stderr(), "kube2irsa: warning: {NOT_LOOKED_AT}: {tables}");
         }

@@ -1,21 +1,33 @@
-//! What Prometheus scrapes. Handles are resolved once; labels are bounded; no pod, role or address is one.
+//! What Prometheus scrapes. Each metric is defined here, once, and `docs/metrics.md` is made from it.
+//!
+//! Handles are resolved once; labels are bounded, and no pod, role or address is one.
+
+mod definition;
+mod silence;
+
+use std::time::Duration;
 
 use http::StatusCode;
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder as _, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, TextEncoder,
 };
 
+use self::definition::{Handle, Resolved, metrics};
+pub use self::{
+    definition::{Kind, Label, Metric},
+    silence::{Heard, Silence},
+};
+use crate::clock;
+
+/// What pods ask for: see [`RequestKind`], whose order is this one.
+const KIND: Label =
+    Label::new("kind", &["token", "role_name", "role_document", "node", "allowed", "container_credentials", "other"]);
 /// The statuses that pods are answered with.
-const STATUSES: [StatusCode; 7] = [
-    StatusCode::OK,
-    StatusCode::BAD_REQUEST,
-    StatusCode::UNAUTHORIZED,
-    StatusCode::FORBIDDEN,
-    StatusCode::NOT_FOUND,
-    StatusCode::METHOD_NOT_ALLOWED,
-    StatusCode::SERVICE_UNAVAILABLE,
-];
+const STATUS: Label = Label::new("status", &["200", "400", "401", "403", "404", "405", "503"]);
+/// See [`Source`], whose order is this one.
+const SOURCE: Label = Label::new("source", &["cache", "prefetch", "sts", "none"]);
+/// Kubernetes' kinds of objects that we watch.
+const RESOURCE: Label = Label::new("resource", &["pods", "serviceaccounts", "namespaces"]);
 
 /// A kind of request, as a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,15 +48,18 @@ pub enum RequestKind {
     Other,
 }
 
-const KINDS: [(RequestKind, &str); 7] = [
-    (RequestKind::Token, "token"),
-    (RequestKind::RoleName, "role_name"),
-    (RequestKind::RoleDocument, "role_document"),
-    (RequestKind::Node, "node"),
-    (RequestKind::Allowed, "allowed"),
-    (RequestKind::ContainerCredentials, "container_credentials"),
-    (RequestKind::Other, "other"),
-];
+/// Where an answer to a request for credentials came from, as a label: see `SOURCE`, whose order is this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// They were there.
+    Cache,
+    /// They were there before anybody asked; the first answer.
+    Prefetch,
+    /// They were waited for.
+    Sts,
+    /// There were none in time.
+    Nowhere,
+}
 
 /// Why we closed a pod's connection, as a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +106,8 @@ pub enum StateUse {
     HandOver,
     /// The lock that keeps two daemons from writing rules.
     RulesLock,
+    /// The admin socket, which may be in another directory.
+    AdminSocket,
 }
 
 impl StateUse {
@@ -99,328 +116,281 @@ impl StateUse {
             Self::SessionKeys => "session_keys",
             Self::HandOver => "hand_over",
             Self::RulesLock => "rules_lock",
+            Self::AdminSocket => "admin_socket",
         }
     }
 }
 
-/// All metrics of the daemon.
-#[derive(Debug)]
-pub struct Metrics {
-    registry: Registry,
-    /// By kind and status, resolved.
-    requests: Vec<IntCounter>,
-    /// Connections closed because they did not come through the redirect.
-    pub direct_connections: IntCounter,
-    /// Connections that pods have open.
-    pub connections: IntGauge,
-    /// Connections of pods that we closed, by reason.
-    connections_closed: IntCounterVec,
-    /// Times that no connection could be accepted.
-    pub accept_errors: IntCounter,
-    /// Requests that waited because their pod makes too many.
-    pub throttled_requests: IntCounter,
-    /// Requests from addresses that are no known pod's, by reason.
-    pub unidentified: IntCounterVec,
-    /// Requests with a session token that is not good for their address.
-    pub bad_session_tokens: IntCounter,
-    /// Requests of the metadata service's content without a session token.
-    pub requests_without_session: IntCounter,
-    /// Those that were refused for it.
-    pub refused_without_session: IntCounter,
-    /// Requests of an allowed path that the real metadata service was not asked for, or that it did not answer.
-    pub not_passed: IntCounterVec,
-    /// Requests to the container endpoint with a `Host` or a token that is not good, by reason.
-    pub refused_container_requests: IntCounterVec,
-    /// TokenRequests, by result.
-    pub token_requests: IntCounterVec,
-    /// Calls of STS, by action and result.
-    pub exchanges: IntCounterVec,
-    /// Seconds that a call of STS took.
-    pub exchange_seconds: Histogram,
-    /// Seconds by which our wall clock is ahead of STS's.
-    pub clock_skew: IntGauge,
-    /// Sessions whose credentials are held or being fetched.
-    pub slots: IntGauge,
-    /// Those with nothing to serve since their last fetch failed.
-    pub slots_failed: IntGauge,
-    /// Those with less than a quarter of their life left.
-    pub slots_low: IntGauge,
-    /// Fetches that wait for their turn.
-    pub fetches_queued: IntGauge,
-    /// Pods of this node that are known.
-    pub pods: IntGauge,
-    /// Addresses that several pods claim.
-    pub disputed_addresses: IntGauge,
-    /// Pods whose service account's annotations cannot be meant.
-    pub pods_with_invalid_role: IntGauge,
-    /// Addresses whose pod's link ended or changed.
-    pub suspended_addresses: IntGauge,
-    /// Times that a pod's link ended or changed, by reason.
-    pub suspensions: IntCounterVec,
-    /// Times that news of links was lost and all was looked at again.
-    pub link_overruns: IntCounter,
-    /// Objects whose form was not understood.
-    pub unreadable_objects: IntCounter,
-    /// Look-ups of addresses that no watch had told of, by result.
-    pub lookups: IntCounterVec,
-    /// Events on pods, by what became of them.
-    pub events: IntCounterVec,
-    /// Removals of the start-up taint, by what became of them.
-    pub startup_taint_removals: IntCounterVec,
-    /// Watches that broke, by resource.
-    pub watch_errors: IntCounterVec,
-    /// Events of watches that were older than what was heard before, by resource.
-    pub stale_events: IntCounterVec,
-    /// Namespaces whose service accounts are watched.
-    pub service_account_watches: IntGauge,
-    /// 1 for the mode of token access in force.
-    pub token_access: IntGaugeVec,
-    /// 1 if we were found to have rights that the mode in force does not need.
-    pub excess_rights: IntGauge,
-    /// Connections that were meant for an address that we serve.
-    pub redirected_connections: IntCounter,
-    /// Connections that pods were seen to begin while nothing is redirected, by what they would get.
-    pub observed_connections: IntCounterVec,
-    /// Pods that were seen to.
-    pub observed_pods: IntGaugeVec,
-    /// 1 for each kind of obstacle in the way of pods' packets.
-    pub obstacles: IntGaugeVec,
-    /// 1 for the way in which requests are intercepted.
-    pub intercept: IntGaugeVec,
-    /// Times that rules were found missing and put back, by part.
-    pub rules_restored: IntCounterVec,
-    /// 1 while the state directory cannot be used for this.
-    state_dir_unusable: IntGaugeVec,
-    /// Questions to the kernel whose a connection is that came from no pod's address, by result.
-    pub host_lookups: IntCounterVec,
-    /// 1 for what becomes of pods on the node's network.
-    pub host_network: IntGaugeVec,
-    /// 1 while these rules for them are in place.
-    pub host_rules: IntGaugeVec,
-    /// 1 while ready.
-    pub ready: IntGauge,
+metrics! {
+    /// All metrics of the daemon.
+    #[derive(Debug)]
+    pub struct Metrics {
+        "Whether pods are served" {
+            pub ready: IntGauge = "kube2irsa_ready",
+                "1 while the daemon is ready: what /readyz says.";
+            pub pods: IntGaugeVec = "kube2irsa_pods",
+                "Pods of this node that are known, by whether they can get the credentials of their main role now.",
+                by(&[Label::new("credentials", &["served", "fetching", "on_request", "no_role", "invalid", "refused_by_aws",
+                    "refused_by_kubernetes", "failing", "not_known", "exempt"])]),
+                note("`served`: they are there; `fetching`: for the first time; `on_request`: fetched when the pod asks, for \
+                      it brings its own token for STS, or has not asked for long; `no_role`: the service account names none. \
+                      **`invalid`: annotations that cannot be meant, or a role that is not permitted; `refused_by_aws`, \
+                      `refused_by_kubernetes`: until somebody mends it; `failing`: no answer, for now.** `not_known`: the \
+                      service account has not been read; `exempt`: the pod is on the node's network and left [the node's role](host-network.md), or has \
+                      ended. Those there that are denied any are `no_role`.");
+            pub pods_with_invalid_role: IntGauge = "kube2irsa_pods_with_invalid_role",
+                "Pods whose service account has annotations that cannot be meant, or asks for a role that its namespace does \
+                 not permit.",
+                note("The log and [Events](events.md) name them.");
+            requests: Resolved<IntCounter> = "kube2irsa_requests_total",
+                "Answers to pods, by what was asked for and HTTP status.",
+                by(&[KIND, STATUS]),
+                note("`node`: of the node, and what stands beside the credentials; `allowed`: a path of `--allow-path`.");
+            pub unidentified: IntCounterVec = "kube2irsa_unidentified_requests_total",
+                "Requests from addresses that could not be told to be one pod's.",
+                by(&[Label::new("reason", &["not_yet_known", "disputed", "suspended", "unbound", "unknown", "link_local",
+                    "host_process"])]),
+                note("**`link_local`: pods of [a cluster of IPv6](interception.md#whose-address-where-a-request-comes-from) \
+                      ask over IPv4.** `host_process`: a process on [the node's network](host-network.md) whose cgroup is no \
+                      pod's.");
+        }
+        "Credentials and STS" {
+            answer_seconds: Resolved<Histogram> = "kube2irsa_credential_request_duration_seconds",
+                "Seconds from a request for credentials (the role's name, its document) to the answer, of pods that have a \
+                 role.",
+                by(&[SOURCE]), buckets(&[0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 0.9]),
+                note("`prefetch`: the first answer from credentials that were fetched before the pod asked; `sts`: waited \
+                      for a fetch; `none`: refused, or not in time. Clients leave after a second.");
+            pub sessions: IntGaugeVec = "kube2irsa_sessions",
+                "Sessions at STS, of one pod and one role each unless pods share them.",
+                by(&[Label::new("state", &["good", "renewal_failing", "fetching", "refused_by_aws", "refused_by_kubernetes",
+                    "failing"])]),
+                note("`good`: served, and the last fetch succeeded. **`renewal_failing`: served until they expire.** The \
+                      others as with `kube2irsa_pods`.");
+            pub sessions_low: IntGauge = "kube2irsa_sessions_low",
+                "Sessions whose credentials are served and have less than a quarter of their life left.",
+                note("**Renewals fail or lag.**");
+            pub life_left: Gauge = "kube2irsa_session_life_left_min_ratio",
+                "What is left of the life of the session that has least of it, of its whole life; 1 where nothing is served.",
+                note("5/12 or more in normal running.");
+            pub fetches: IntGaugeVec = "kube2irsa_credential_fetches",
+                "Fetches that wait for their turn within --sts-rate, --sts-burst and --sts-concurrency, and those in flight.",
+                by(&[Label::new("state", &["queued", "in_flight"])]);
+            pub sts_budget: Gauge = "kube2irsa_sts_budget_calls",
+                "Calls of STS that may be made at once now; below 0 where fetches needed more calls than one.",
+                note("Refilled by `--sts-rate` a second.");
+            pub sts_budget_limit: IntGauge = "kube2irsa_sts_budget_limit_calls",
+                "Calls of STS that may be made at once after a rest: --sts-burst.";
+            pub token_requests: IntCounterVec = "kube2irsa_token_requests_total",
+                "TokenRequests to the API server, by result: ok, an HTTP status, or what else came of it.",
+                by(&[Label::new("result", &["ok", "timeout", "unreachable", "mismatch", "400", "401", "403", "404", "409",
+                    "422", "429", "5xx", "other"])]),
+                note("**`mismatch`: the API server gave a token for something else: alarm.**");
+            pub exchanges: IntCounterVec = "kube2irsa_sts_exchanges_total",
+                "Calls of STS, by action and by result: ok, AWS's error code, or our word for what happened on the way.",
+                by(&[
+                    Label::new("action", &["web_identity", "assume_role"]),
+                    Label::new("result", &["ok", "AccessDenied", "ExpiredToken", "ExpiredTokenException",
+                        "IDPCommunicationError", "IDPRejectedClaim", "InternalFailure", "InvalidClientTokenId",
+                        "InvalidIdentityToken", "MalformedPolicyDocument", "NoCredentials", "NoRegion",
+                        "PackedPolicyTooLarge", "RegionDisabledException", "ServiceUnavailable", "SignatureDoesNotMatch",
+                        "Throttling", "Timeout", "Unreachable", "Unreadable", "ValidationError", "other"]),
+                ]),
+                note("`assume_role`: the second hop.");
+            pub exchange_seconds: Histogram = "kube2irsa_sts_exchange_duration_seconds",
+                "Seconds that a call of STS took.",
+                buckets(&[0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5]);
+            pub clock_skew: IntGauge = "kube2irsa_clock_skew_seconds",
+                "Seconds by which this node's clock is ahead of that of STS, by the last answer's date.",
+                note("**Beyond 60 in either direction: set the clock.**");
+        }
+        "Session tokens and other ways to ask" {
+            pub bad_session_tokens: IntCounter = "kube2irsa_bad_session_tokens_total",
+                "Requests with an IMDSv2 token that is not good for their address (401).";
+            pub requests_without_session: IntCounter = "kube2irsa_requests_without_session_total",
+                "GET and HEAD requests without a session token (IMDSv1).",
+                note("**At rest before `--require-imdsv2` breaks nobody.**");
+            pub refused_without_session: IntCounter = "kube2irsa_requests_without_session_refused_total",
+                "Those of them that got 401, since a token was required.";
+            pub not_passed: IntCounterVec = "kube2irsa_allowed_paths_failed_total",
+                "Requests of a path of --allow-path that the real service was not asked for, or did not answer.",
+                by(&[Label::new("reason", &["limited", "failed"])]);
+            pub refused_container_requests: IntCounterVec = "kube2irsa_refused_container_requests_total",
+                "Requests to the container endpoint whose Host header or token is not good.",
+                by(&[Label::new("reason", &["host", "no_token", "form", "key", "signature", "expired", "not_yet_valid",
+                    "audience", "another_pod", "no_keys"])]),
+                note("See [the page of it](container-credentials.md). All but `host` are of the token; `no_token`: one is \
+                      required; **`another_pod`: a pod shows a token that is not its own**; `no_keys`: the API server's \
+                      keys are not to be had.");
+        }
+        "Connections and limits" {
+            pub connections: IntGauge = "kube2irsa_connections",
+                "Connections that pods have open.";
+            connections_closed: IntCounterVec = "kube2irsa_connections_closed_total",
+                "Connections of pods that a limit ended, or what came on them.",
+                by(&[Label::new("reason", &["pod_connections", "node_connections", "idle", "slow_request", "slow_reader",
+                    "malformed", "large_head", "large_body"])]),
+                note("See [limits](limits.md). **`pod_connections` or `node_connections`: some pod floods, or \
+                      `--max-connections…` is too low.**");
+            pub throttled_requests: IntCounter = "kube2irsa_throttled_requests_total",
+                "Requests, and new connections, that waited for their turn because their pod makes more than \
+                 --requests-per-pod.";
+            pub accept_errors: IntCounter = "kube2irsa_accept_errors_total",
+                "Times that no connection could be accepted, for want of descriptors or memory.";
+            pub direct_connections: IntCounter = "kube2irsa_direct_connections_total",
+                "Connections closed because they did not come through the redirect.";
+            pub redirected_connections: IntCounter = "kube2irsa_redirected_connections_total",
+                "Connections that were meant for an address that is served.";
+        }
+        "Who is behind an address" {
+            pub disputed_addresses: IntGauge = "kube2irsa_disputed_addresses",
+                "Addresses that several pods claim; nobody is served there.";
+            pub suspended_addresses: IntGauge = "kube2irsa_suspended_addresses",
+                "Addresses whose pod's link ended or changed; nobody is served there until the API server tells of another \
+                 pod or a new container.",
+                note("Pods that end pass through it.");
+            pub suspensions: IntCounterVec = "kube2irsa_suspensions_total",
+                "Times that a pod's link ended or changed.",
+                by(&[Label::new("reason", &["link_gone", "link_changed", "mac_changed"])]),
+                note("**`mac_changed` or `link_changed` without a change of pods: some pod answers for another's address.**");
+            pub link_overruns: IntCounter = "kube2irsa_link_overruns_total",
+                "Times that the kernel's news of links was lost or not understood, and all were looked at again.";
+            pub lookups: IntCounterVec = "kube2irsa_lookups_total",
+                "Addresses that no watch had told of and that were asked for directly.",
+                by(&[Label::new("result", &["found", "nobody", "failed", "limited"])]),
+                note("Many `found`: the watch lags.");
+        }
+        "The API server" {
+            pub watch_silence: Silence = "kube2irsa_watch_silence_seconds",
+                "Seconds since the API server was heard, by the watch of the resource that has been silent for longest.",
+                by(&[RESOURCE]), on_demand(),
+                note("It speaks each minute, if only to say that nothing happened. **Minutes: what happens to pods and \
+                      roles is not seen.**");
+            pub watch_errors: IntCounterVec = "kube2irsa_watch_errors_total",
+                "Watches that broke: connections, errors, answers that were not understood (they are resumed).",
+                by(&[RESOURCE]);
+            pub stale_events: IntCounterVec = "kube2irsa_stale_events_total",
+                "Events of watches that were not newer than what was heard before; they are not heeded.",
+                by(&[RESOURCE]),
+                note("**More than a few: something between us and the API server repeats what it said.**");
+            pub service_account_watches: IntGauge = "kube2irsa_service_account_watches",
+                "Namespaces whose service accounts are watched.";
+            pub unreadable_objects: IntCounter = "kube2irsa_unreadable_objects_total",
+                "Pods, service accounts and namespaces whose form was not understood, each time; who depends on one is not \
+                 served.",
+                note("The log names it.");
+            pub token_access: IntGaugeVec = "kube2irsa_token_access_info",
+                "1 for the mode of token access in force; none until it is decided.",
+                by(&[Label::new("mode", &["node", "direct"])]), on_demand();
+            pub excess_rights: IntGauge = "kube2irsa_excess_rights",
+                "1 if the daemon acts as its node and still may list all pods as itself.",
+                note("**Rights of both modes are granted, so node mode does not limit it.**");
+            pub events: IntCounterVec = "kube2irsa_events_total",
+                "Events on pods, by what became of them.",
+                by(&[Label::new("result", &["written", "failed", "dropped"])]),
+                note("See [Events](events.md). `failed`: the log says why, once; `dropped`: too many at once.");
+            pub audit_lines: IntCounterVec = "kube2irsa_audit_lines_total",
+                "Lines of --audit-log, by what became of them.",
+                by(&[Label::new("result", &["written", "failed", "dropped"])]),
+                note("See [the audit log](audit.md). Lost are those that `failed`, could not be written, and that were \
+                      `dropped`, came faster than they were taken. **`failed` or `dropped`: it has a gap.**");
+            pub audit_lines_waiting: IntGauge = "kube2irsa_audit_lines_waiting",
+                "Lines of --audit-log that wait to be written.",
+                note("**Above 0 for a minute: the disk is full or the reader stands still, and beyond 4096 they are lost.**");
+            pub startup_taint_removals: IntCounterVec = "kube2irsa_startup_taint_removals_total",
+                "Removals of the start-up taint with --remove-taint.",
+                by(&[Label::new("result", &["removed", "conflict", "forbidden", "failed"])]),
+                note("See [the page of it](startup-taint.md). `conflict`: others moved it meanwhile; **`forbidden` or \
+                      `failed` that grows: the node gets no pods**, and the log says why, once.");
+        }
+        "Interception" {
+            pub intercept: IntGaugeVec = "kube2irsa_intercept_info",
+                "1 for the way of interception.",
+                by(&[Label::new("backend", &["nft", "iptables", "observe", "none", "remove"])]), on_demand(),
+                note("**`remove`: pods of the node [get its role](interception.md#when-nobody-is-to-be-left).**");
+            pub rules_present: IntGaugeVec = "kube2irsa_rules_present",
+                "1 if these rules of ours were in place when it was looked last, put back if need be.",
+                by(&[Label::new("part", &["guard", "redirect", "beside"])]), on_demand(),
+                note("Where pods' requests are redirected. **`guard`: only the redirect keeps pods from the node's role; \
+                      `redirect`: pods are refused.** `beside`: what lets packets in past the node's firewall, and keeps an \
+                      earlier redirect out.");
+            pub rules_restored: IntCounterVec = "kube2irsa_rules_restored_total",
+                "Times that rules of ours were found missing and put back.",
+                by(&[Label::new("part", &["guard", "redirect", "input", "leftover", "host_redirect"])]),
+                note("**Some other program removes them.**");
+            pub obstacles: IntGaugeVec = "kube2irsa_intercept_obstacle",
+                "1 while this keeps, or may keep, pods' packets from coming here.",
+                by(&[Label::new("kind", &["routing_rule", "cilium", "lost"])]),
+                note("See [what may be in the way](interception.md#what-may-be-in-the-way).");
+            pub host_network: IntGaugeVec = "kube2irsa_host_network_info",
+                "1 for what becomes of pods on the node's network.",
+                by(&[Label::new("mode", &["off", "deny", "serve"])]), on_demand(),
+                note("See [the page of it](host-network.md). **`off`: they have the node's role**, and the log says why.");
+            pub host_rules: IntGaugeVec = "kube2irsa_host_network_rules",
+                "1 while these rules for pods on the node's network are in place.",
+                by(&[Label::new("part", &["redirect", "guard"])]), on_demand(),
+                note("Where they are served or denied. `redirect` is 0 too where kubelet has run no pod yet. **`guard` at 0: a \
+                      flush of nftables opens the node's role to them until the rules are back.**");
+            pub host_lookups: IntCounterVec = "kube2irsa_host_network_lookups_total",
+                "Connections from no pod's address of which the kernel was asked whose they are.",
+                by(&[Label::new("result", &["pod", "process", "none", "failed"])]),
+                note("`process`: no pod's, or its cgroup is gone; `none`: no socket of the node's network, or closed.");
+            pub observed_connections: IntCounterVec = "kube2irsa_observed_connections_total",
+                "With --intercept observe: connections that would be redirected, by what would come of them.",
+                by(&[Label::new("outcome", &["role", "no_role", "invalid", "unidentified"])]), on_demand(),
+                note("See [observing](interception.md#look-before-you-leap). `invalid`: annotations that cannot be meant, or \
+                      a role that is not permitted; `unidentified`: could not be told to be one pod's.");
+            pub observed_pods: IntGaugeVec = "kube2irsa_observed_pods",
+                "With --intercept observe: the pods, and the addresses that are no known pod's, that began them.",
+                by(&[Label::new("outcome", &["role", "no_role", "invalid", "unidentified"])]), on_demand(),
+                note("**All but `role` lose the node's role and get none.**");
+        }
+        "The daemon" {
+            state_dir_unusable: IntGaugeVec = "kube2irsa_state_dir_unusable",
+                "1 while --state-dir, or the directory of --admin-socket, cannot be used for this.",
+                by(&[Label::new("for", &["session_keys", "hand_over", "rules_lock", "admin_socket"])]),
+                note("[What that costs](rights.md#when-the-state-directory-cannot-be-written).");
+            build: IntGaugeVec = "kube2irsa_build_info",
+                "1 for the version that runs.",
+                by(&[Label::new("version", &[])]), on_demand();
+            pub process_cpu: Counter = "process_cpu_seconds_total",
+                "Seconds of CPU time that the process has used.";
+            pub process_resident_memory: IntGauge = "process_resident_memory_bytes",
+                "Bytes of memory that the process holds.";
+            pub process_open_fds: IntGauge = "process_open_fds",
+                "Files and sockets that the process has open.";
+            pub process_max_fds: IntGauge = "process_max_fds",
+                "Files and sockets that it may have open.";
+            pub process_start_time: IntGauge = "process_start_time_seconds",
+                "When the process started, in seconds since 1970.";
+        }
+    }
 }
 
 impl Metrics {
-    /// The metrics, all at zero.
+    /// The metrics of a process that starts.
     ///
     /// # Errors
     /// When two of them have one name.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new_custom(Some("kube2irsa".to_owned()), None)?;
-        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
-            let metric = IntCounter::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let counters = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
-            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let metric = IntGauge::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let requests = counters("requests_total", "Requests of pods, by kind and HTTP status.", &["kind", "status"])?;
-        let requests = KINDS
-            .iter()
-            .flat_map(|(_, kind)| STATUSES.map(|status| requests.with_label_values(&[kind, status.as_str()])))
-            .collect();
-        let exchange_seconds = Histogram::with_opts(
-            HistogramOpts::new("sts_exchange_duration_seconds", "Seconds that a call of STS took.")
-                .buckets(vec![0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5]),
-        )?;
-        registry.register(Box::new(exchange_seconds.clone()))?;
-        let intercept = IntGaugeVec::new(Opts::new("intercept_info", "1 for the way of interception."), &["backend"])?;
-        registry.register(Box::new(intercept.clone()))?;
-        let obstacles =
-            Opts::new("intercept_obstacle", "1 if this keeps, or may keep, pods' packets from coming here.");
-        let obstacles = IntGaugeVec::new(obstacles, &["kind"])?;
-        registry.register(Box::new(obstacles.clone()))?;
-        let observed_pods = Opts::new(
-            "observed_pods",
-            "With --intercept observe: pods, and addresses that are no known pod's, that have begun such connections.",
-        );
-        let observed_pods = IntGaugeVec::new(observed_pods, &["outcome"])?;
-        registry.register(Box::new(observed_pods.clone()))?;
-        let host_network = Opts::new("host_network_info", "1 for what becomes of pods on the node's network.");
-        let host_network = IntGaugeVec::new(host_network, &["mode"])?;
-        registry.register(Box::new(host_network.clone()))?;
-        let host_rules =
-            Opts::new("host_network_rules", "1 while these rules for pods on the node's network are in place.");
-        let host_rules = IntGaugeVec::new(host_rules, &["part"])?;
-        registry.register(Box::new(host_rules.clone()))?;
-        let token_access = Opts::new("token_access_info", "1 for the mode of token access in force.");
-        let token_access = IntGaugeVec::new(token_access, &["mode"])?;
-        registry.register(Box::new(token_access.clone()))?;
-        let state_dir = Opts::new("state_dir_unusable", "1 while the state directory cannot be used for this.");
-        let state_dir_unusable = IntGaugeVec::new(state_dir, &["for"])?;
-        registry.register(Box::new(state_dir_unusable.clone()))?;
-        for state_use in [StateUse::SessionKeys, StateUse::HandOver, StateUse::RulesLock] {
-            state_dir_unusable.with_label_values(&[state_use.label()]).set(0);
+        let metrics = Self::registered()?;
+        metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        metrics.life_left.set(1.0);
+        metrics.process_start_time.set(i64::try_from(clock::now().unix_seconds()).unwrap_or_default());
+        Ok(metrics)
+    }
+
+    /// Notes how long an answer took.
+    pub fn waited(&self, source: Source, time: Duration) {
+        if let Some(seconds) = self.answer_seconds.get(source as usize) {
+            seconds.observe(time.as_secs_f64());
         }
-        let build = IntGaugeVec::new(Opts::new("build_info", "1 for the version that runs."), &["version"])?;
-        registry.register(Box::new(build.clone()))?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self {
-            requests,
-            direct_connections: counter(
-                "direct_connections_total",
-                "Connections closed because they did not come through the redirect.",
-            )?,
-            connections: gauge("connections", "Connections that pods have open.")?,
-            connections_closed: counters(
-                "connections_closed_total",
-                "Connections of pods that were closed by a limit or for what came on them, by reason.",
-                &["reason"],
-            )?,
-            accept_errors: counter(
-                "accept_errors_total",
-                "Times that no connection could be accepted, for want of descriptors or memory.",
-            )?,
-            throttled_requests: counter(
-                "throttled_requests_total",
-                "Requests that waited because their pod makes more than --requests-per-pod.",
-            )?,
-            unidentified: counters(
-                "unidentified_requests_total",
-                "Requests from addresses that could not be told to be one pod's, by reason.",
-                &["reason"],
-            )?,
-            bad_session_tokens: counter(
-                "bad_session_tokens_total",
-                "Requests with a session token that is not good for their address.",
-            )?,
-            requests_without_session: counter(
-                "requests_without_session_total",
-                "GET and HEAD requests without a session token (IMDSv1).",
-            )?,
-            refused_without_session: counter(
-                "requests_without_session_refused_total",
-                "Those of them that were refused, since a session token was required.",
-            )?,
-            not_passed: counters(
-                "allowed_paths_failed_total",
-                "Requests of a path of --allow-path without an answer of the real metadata service, by reason.",
-                &["reason"],
-            )?,
-            refused_container_requests: counters(
-                "refused_container_requests_total",
-                "Requests to the container endpoint with a Host header or a token that is not good, by reason.",
-                &["reason"],
-            )?,
-            token_requests: counters(
-                "token_requests_total",
-                "TokenRequests to the API server, by result: ok, timeout, unreachable, mismatch or HTTP status.",
-                &["result"],
-            )?,
-            exchanges: counters(
-                "sts_exchanges_total",
-                "Calls of STS, by action and by result: ok, AWS's error code, Timeout or Unreachable.",
-                &["action", "result"],
-            )?,
-            exchange_seconds,
-            clock_skew: gauge("clock_skew_seconds", "Seconds by which this node's clock is ahead of that of STS.")?,
-            slots: gauge("credential_slots", "Sessions whose credentials are held or being fetched.")?,
-            slots_failed: gauge(
-                "credential_slots_failed",
-                "Sessions with no credentials to serve since the last fetch failed.",
-            )?,
-            slots_low: gauge(
-                "credential_slots_low",
-                "Sessions whose credentials have less than a quarter of their life left: renewals fail or lag.",
-            )?,
-            fetches_queued: gauge(
-                "credential_fetches_queued",
-                "Fetches that wait for their turn within --sts-rate, --sts-burst and --sts-concurrency.",
-            )?,
-            pods: gauge("pods", "Pods of this node that are known.")?,
-            disputed_addresses: gauge(
-                "disputed_addresses",
-                "Addresses that several pods claim; nobody is served there.",
-            )?,
-            pods_with_invalid_role: gauge(
-                "pods_with_invalid_role",
-                "Pods whose service account has annotations that cannot be meant or a role that is not permitted.",
-            )?,
-            suspended_addresses: gauge(
-                "suspended_addresses",
-                "Addresses whose pod's link ended or changed; nobody is served there.",
-            )?,
-            suspensions: counters(
-                "suspensions_total",
-                "Times that a pod's link ended or changed, by reason.",
-                &["reason"],
-            )?,
-            link_overruns: counter(
-                "link_overruns_total",
-                "Times that news of links was lost and all were looked at again.",
-            )?,
-            unreadable_objects: counter(
-                "unreadable_objects_total",
-                "Kubernetes objects whose form was not understood.",
-            )?,
-            lookups: counters(
-                "lookups_total",
-                "Look-ups of addresses that no watch had told of: found, nobody, failed or limited.",
-                &["result"],
-            )?,
-            events: counters("events_total", "Events on pods, by result: written, failed or dropped.", &["result"])?,
-            startup_taint_removals: counters(
-                "startup_taint_removals_total",
-                "Removals of the taint kube2irsa.io/not-ready, by result: removed, conflict, forbidden or failed.",
-                &["result"],
-            )?,
-            watch_errors: counters("watch_errors_total", "Watches that broke, by resource.", &["resource"])?,
-            stale_events: counters(
-                "stale_events_total",
-                "Events of watches that said nothing new, by resource; they are not heeded.",
-                &["resource"],
-            )?,
-            service_account_watches: gauge(
-                "service_account_watches",
-                "Namespaces whose service accounts are watched.",
-            )?,
-            token_access,
-            excess_rights: gauge("excess_rights", "1 if we have Kubernetes rights beyond the mode of token access.")?,
-            redirected_connections: counter(
-                "redirected_connections_total",
-                "Connections that were meant for an address that we serve.",
-            )?,
-            observed_connections: counters(
-                "observed_connections_total",
-                "With --intercept observe: connections to addresses that would be redirected, by what would come of it.",
-                &["outcome"],
-            )?,
-            observed_pods,
-            obstacles,
-            intercept,
-            rules_restored: counters(
-                "rules_restored_total",
-                "Times that the guard or the redirect was found missing and put back.",
-                &["part"],
-            )?,
-            state_dir_unusable,
-            host_lookups: counters(
-                "host_network_lookups_total",
-                "Connections from no pod's address of which the kernel was asked whose they are, by result.",
-                &["result"],
-            )?,
-            host_network,
-            host_rules,
-            ready: gauge("ready", "1 while the daemon is ready.")?,
-            registry,
-        })
     }
 
     /// Counts an answered request.
     pub fn answered(&self, kind: RequestKind, status: StatusCode) {
-        let status = STATUSES.iter().position(|known| *known == status);
-        let kind = KINDS.iter().position(|(known, _)| *known == kind);
-        if let (Some(kind), Some(status)) = (kind, status)
-            && let Some(counter) = self.requests.get(kind * STATUSES.len() + status)
+        if let Some(status) = STATUS.values.iter().position(|known| *known == status.as_str())
+            && let Some(counter) = self.requests.get(kind as usize * STATUS.values.len() + status)
         {
             counter.inc();
         }
@@ -436,6 +406,14 @@ impl Metrics {
     /// Counts a connection that we close.
     pub fn closed(&self, why: Closed) {
         self.connections_closed.with_label_values(&[why.label()]).inc();
+    }
+
+    /// What is told of the interception in force: the backend's name.
+    #[must_use]
+    pub fn interception(&self) -> Option<String> {
+        let families = prometheus::core::Collector::collect(&self.intercept);
+        let in_force = families.iter().flat_map(|family| family.get_metric());
+        in_force.flat_map(|metric| metric.get_label()).map(|label| label.value().to_owned()).next()
     }
 
     /// Notes whether the state directory cannot be used for this. Returns what was noted before.
@@ -457,3 +435,6 @@ impl Metrics {
         Ok((text, encoder.format_type().to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests;

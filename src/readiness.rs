@@ -26,7 +26,7 @@ pub enum Condition {
     TokenAccess,
     /// Pods and service accounts have been read.
     Watches,
-    /// We are not about to stop.
+    /// We have started, and are not about to stop.
     Running,
 }
 
@@ -83,6 +83,12 @@ impl Readiness {
         let missing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let reasons = Condition::ALL.iter().zip(&*missing);
         reasons.filter_map(|(condition, why)| Some(format!("{}: {}", condition.name(), why.as_ref()?))).collect()
+    }
+
+    /// Why the condition does not hold; `None` if it does.
+    #[must_use]
+    pub fn why(&self, condition: Condition) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[condition as usize].clone()
     }
 
     /// Whether the condition does not hold.

@@ -56,8 +56,11 @@ impl<R> std::fmt::Debug for Remover<R> {
 /// The taint is still there, or may be.
 #[derive(Debug, thiserror::Error)]
 enum TaintError {
-    #[error("{words}; apply {file}")]
-    Forbidden { words: String, file: &'static str },
+    #[error(
+        "{0}; apply the chart with startupTaint.enabled, or the start-up taint's file of daemonset/manifests/ for the mode of \
+         token access"
+    )]
+    Forbidden(String),
     #[error("others change the node's taints at the same time")]
     Conflict,
     #[error("{0}")]
@@ -188,14 +191,14 @@ async fn ask(client: &Client, method: &str, path: &str, patch: Option<&Value>) -
 impl TaintError {
     fn not_read(Refusal { code, words, .. }: Refusal) -> Self {
         match code {
-            Some(403) => Self::Forbidden { words, file: "the file of daemonset/ for the mode of token access" },
+            Some(403) => Self::Forbidden(words),
             _ => Self::Failed(words),
         }
     }
 
     fn not_patched(Refusal { code, names_node, words }: Refusal) -> Self {
         match code {
-            Some(403) => Self::Forbidden { words, file: "daemonset/startup-taint.yaml" },
+            Some(403) => Self::Forbidden(words),
             // A taint is not where it was. A policy, whose refusal is 422 too, names the Node.
             Some(422) if !names_node => Self::Conflict,
             Some(409) => Self::Conflict,
@@ -206,7 +209,7 @@ impl TaintError {
     /// As a metric's label.
     fn label(&self) -> &'static str {
         match self {
-            Self::Forbidden { .. } => "forbidden",
+            Self::Forbidden(_) => "forbidden",
             Self::Conflict => "conflict",
             Self::Failed(_) => "failed",
         }

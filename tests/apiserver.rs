@@ -1,4 +1,4 @@
-//! On a real API server, with the files of `daemonset/`: what each mode of token access allows, and what it
+//! On a real API server, with the files of `daemonset/manifests/`: what each mode of token access allows, and what it
 //! does not. A tier of its own (`make test-apiserver`), for it builds a kube-apiserver and needs Go.
 #![allow(
     clippy::expect_used,
@@ -21,10 +21,12 @@ use sandbox::{
 };
 use serde_json::{Value, json};
 use server::{Answer, ApiServer, Caller, bound, for_sts};
-use support::{Daemon, eventually, http::Connection, metric, role_status, sandbox, sdk};
+use support::{Daemon, eventually, http::Connection, metric, role_status, sandbox};
 
 const AS_NODE: &str = "system:node:node-1";
 const OTHER_NODE: &str = "node-2";
+const RIGHTS: &[&str] = &["ClusterRole", "ClusterRoleBinding"];
+const MORE_RIGHTS: &str = "apply the chart with startupTaint.enabled";
 
 /// Two nodes, each with a pod of `team-a/web`; an account that no pod uses; the daemon on the first.
 struct Cluster {
@@ -79,7 +81,7 @@ fn in_node_mode_the_daemon_has_power_over_its_nodes_pods_and_no_others() {
         403,
         r#"cannot impersonate-on:associated-node:create resource "serviceaccounts/token" in API group "" in the namespace "team-a""#,
     );
-    cluster.api.apply(&cluster.sandbox, "rbac-node.yaml");
+    cluster.api.apply(&cluster.sandbox, "node.yaml");
     eventually("a pod of the node gets a token", || cluster.token(cluster.as_node(), "web", &good).0 == 201);
     let of_node = cluster.get(cluster.as_node(), "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-1").accepted();
     assert_eq!(of_node["items"].as_array().unwrap().len(), 2, "{of_node}");
@@ -160,7 +162,7 @@ fn in_direct_mode_each_clause_of_the_policy_refuses_what_it_alone_should() {
     let in_system = || api.token(sandbox, cluster.ourselves(), ("kube-system", "web"), &for_sts("web-0", &system));
 
     // Without the policy all of it is given: nothing else refuses.
-    api.apply(sandbox, "rbac-direct.yaml");
+    api.apply_kinds(sandbox, "direct.yaml", RIGHTS);
     eventually("the rights are there", || cluster.token(cluster.ourselves(), "web", &good).0 == 201);
     for (request, _) in &cases {
         cluster.token(cluster.ourselves(), "web", request).accepted();
@@ -168,7 +170,7 @@ fn in_direct_mode_each_clause_of_the_policy_refuses_what_it_alone_should() {
     cluster.token(by_unbound, "web", &good).accepted();
     in_system().accepted();
 
-    api.apply(sandbox, "admission-policy-direct.yaml");
+    api.apply(sandbox, "direct.yaml");
     eventually("the policy is in force", || cluster.token(cluster.ourselves(), "web", &cases[0].0).0 == 422);
     cluster.token(cluster.ourselves(), "web", &good).accepted();
     cluster.token(cluster.ourselves(), "web", &with("/spec/expirationSeconds", json!(900))).accepted();
@@ -182,7 +184,7 @@ fn in_direct_mode_each_clause_of_the_policy_refuses_what_it_alone_should() {
     cluster.token(api.admin(), "web", &json!({})).accepted();
 
     // One mode's rights at a time.
-    api.apply(sandbox, "rbac-node.yaml");
+    api.apply(sandbox, "node.yaml");
     eventually("direct mode's rights are gone", || cluster.token(cluster.ourselves(), "web", &good).0 == 403);
 }
 
@@ -274,7 +276,7 @@ fn of_nodes_the_daemon_may_change_nothing_but_take_the_start_up_taint_off_its_ow
     delete("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/for-a-while");
     eventually("the rights are gone", || patch(cluster.ourselves(), &dry(NODE), &good).0 == 403);
 
-    api.apply(sandbox, "startup-taint.yaml");
+    api.apply(sandbox, "startup-taint-node.yaml");
     let (node, change) = &cases[0].0;
     eventually("policy and rights are in force", || patch(cluster.ourselves(), &dry(node), change).0 == 422);
     for ((node, change), message) in &cases {
@@ -314,17 +316,15 @@ fn of_nodes_the_daemon_may_change_nothing_but_take_the_start_up_taint_off_its_ow
 #[test]
 #[ignore = "run by make test-apiserver"]
 fn the_daemon_takes_the_start_up_taint_off_its_node_with_the_rights_of_either_mode() {
-    for rights in [&["rbac-node.yaml"][..], &["admission-policy-direct.yaml", "rbac-direct.yaml"]] {
+    for (rights, more) in [("node.yaml", "startup-taint-node.yaml"), ("direct.yaml", "startup-taint-direct.yaml")] {
         let (sandbox, api, pod, kubeconfig) = cluster_with_a_pod();
         let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
         api.taint_node(&sandbox, NODE, &json!([taint("kube2irsa.io/not-ready"), taint("a")]));
-        for file in rights {
-            api.apply(&sandbox, file);
-        }
+        api.apply(&sandbox, rights);
         let daemon = Daemon::ready(&sandbox, &["--kubeconfig", &kubeconfig, "--remove-taint"]);
-        eventually("it is said what to apply", || daemon.log().contains("apply daemonset/startup-taint.yaml"));
-        assert_gets_its_role(&sandbox, &pod, &daemon);
-        api.apply(&sandbox, "startup-taint.yaml");
+        eventually("it is said what to apply", || daemon.log().contains(MORE_RIGHTS));
+        server::assert_gets_its_role(&sandbox, &pod, &daemon);
+        api.apply(&sandbox, more);
         let taints = || {
             api.call(&sandbox, api.admin(), "GET", "/api/v1/nodes/node-1", &Value::Null).accepted()["spec"]["taints"]
                 .clone()
@@ -342,7 +342,7 @@ fn a_daemon_that_takes_another_node_for_its_own_leaves_that_nodes_taint_and_says
     let taints = json!([{"key": "kube2irsa.io/not-ready", "effect": "NoSchedule"}]);
     api.add_node(&sandbox, OTHER_NODE);
     api.taint_node(&sandbox, OTHER_NODE, &taints);
-    for file in ["admission-policy-direct.yaml", "rbac-direct.yaml", "startup-taint.yaml"] {
+    for file in ["direct.yaml", "startup-taint-direct.yaml"] {
         api.apply(&sandbox, file);
     }
     // Until the policy is in force the right alone counts, and the taint would be gone.
@@ -359,50 +359,22 @@ fn a_daemon_that_takes_another_node_for_its_own_leaves_that_nodes_taint_and_says
     assert_eq!(node["spec"]["taints"], taints);
 }
 
-/// The real API server with a pod on the sandbox's node, and a role whose account trusts that issuer.
+/// The real API server with a pod on the sandbox's node, and the kubeconfig of the daemon there.
 fn cluster_with_a_pod() -> (Sandbox, ApiServer, Pod, String) {
-    let sandbox = sandbox();
-    let api = ApiServer::start(&sandbox);
+    let (sandbox, api, pod) = server::with_a_pod();
     let token = api.add_daemon(&sandbox);
-    // What whoever runs IRSA off EKS does, so that AWS can read the issuer's documents.
-    let reader = json!({
-        "metadata": {"name": "issuer-discovery"},
-        "roleRef": {
-            "apiGroup": "rbac.authorization.k8s.io",
-            "kind": "ClusterRole",
-            "name": "system:service-account-issuer-discovery",
-        },
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:unauthenticated"}],
-    });
-    api.create(&sandbox, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &reader);
-    let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
-    let policy = sandbox.trust_policy("system:serviceaccount:team-a:web").to_string();
-    let host = |url: &str| url.trim_start_matches("https://").to_owned();
-    let policy = policy.replace(&host(sandbox.cloud.issuer.url()), &host(&api.url));
-    sandbox.cloud.sts.put_oidc_provider(ACCOUNT, &api.url, &[AUDIENCE]).unwrap();
-    sandbox.cloud.sts.put_role(&role, serde_json::from_str(&policy).unwrap()).unwrap();
-    api.add_namespace(&sandbox, "team-a", &[("web", json!({"eks.amazonaws.com/role-arn": role}))]);
-    // Its network, and its object in the API that the daemon does not read.
-    let pod = sandbox.add_pod("team-a", "web-0", "web").unwrap();
-    api.add_pod(&sandbox, ("team-a", "web-0"), "web", NODE, Some(&pod.address().to_string()));
     let kubeconfig = sandbox.directory().join("real.kubeconfig");
     fs::write(&kubeconfig, api.kubeconfig(&sandbox, &token)).unwrap();
     (sandbox, api, pod, kubeconfig.to_str().unwrap().to_owned())
-}
-
-fn assert_gets_its_role(sandbox: &Sandbox, pod: &Pod, daemon: &Daemon) {
-    let report = sdk(sandbox, pod);
-    let arn = report.arn.unwrap_or_else(|| panic!("{:?}\n{}", report.error, daemon.log()));
-    assert!(arn.starts_with("arn:aws:sts::111122223333:assumed-role/web/team-a.web-0-"), "{arn}");
 }
 
 #[test]
 #[ignore = "run by make test-apiserver"]
 fn a_pod_gets_its_role_in_node_mode_with_a_token_that_sts_verifies_by_the_api_servers_documents() {
     let (sandbox, api, pod, kubeconfig) = cluster_with_a_pod();
-    api.apply(&sandbox, "rbac-node.yaml");
+    api.apply(&sandbox, "node.yaml");
     let daemon = Daemon::ready(&sandbox, &["--kubeconfig", &kubeconfig]);
-    assert_gets_its_role(&sandbox, &pod, &daemon);
+    server::assert_gets_its_role(&sandbox, &pod, &daemon);
     assert_eq!(metric(&sandbox, "kube2irsa_token_access_info{mode=\"node\"}"), 1.0, "{}", daemon.log());
     assert_eq!(metric(&sandbox, "kube2irsa_excess_rights"), 0.0);
     assert!(daemon.log().contains("token access is decided"), "{}", daemon.log());
@@ -418,7 +390,7 @@ fn a_pod_gets_its_role_in_node_mode_with_a_token_that_sts_verifies_by_the_api_se
 #[ignore = "run by make test-apiserver"]
 fn a_token_that_the_api_server_signed_for_a_pod_is_taken_from_that_pod_alone() {
     let (sandbox, api, pod, kubeconfig) = cluster_with_a_pod();
-    api.apply(&sandbox, "rbac-node.yaml");
+    api.apply(&sandbox, "node.yaml");
     let other = sandbox.add_pod("team-a", "web-1", "web").unwrap();
     api.add_pod(&sandbox, ("team-a", "web-1"), "web", NODE, Some(&other.address().to_string()));
     let token = |audience: &str| {
@@ -444,7 +416,7 @@ fn a_token_that_the_api_server_signed_for_a_pod_is_taken_from_that_pod_alone() {
 #[test]
 #[ignore = "run by make test-apiserver"]
 fn why_a_pod_gets_no_credentials_stands_on_the_pod_with_the_rights_of_either_mode() {
-    for rights in ["rbac-node.yaml", "rbac-direct.yaml"] {
+    for rights in ["node.yaml", "direct.yaml"] {
         let (sandbox, api, pod, kubeconfig) = cluster_with_a_pod();
         let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
         sandbox.cloud.sts.put_role(&role, sandbox.trust_policy("system:serviceaccount:team-b:web")).unwrap();
@@ -473,9 +445,8 @@ fn the_daemon_finds_out_that_it_has_the_rights_of_direct_mode_and_waits_for_thos
     eventually("it says that it may do nothing", || {
         support::admin_if_up(&sandbox, "/readyz").is_some_and(|lacks| lacks.contains("neither mode is allowed"))
     });
-    api.apply(&sandbox, "admission-policy-direct.yaml");
-    api.apply(&sandbox, "rbac-direct.yaml");
+    api.apply(&sandbox, "direct.yaml");
     daemon.wait_until_ready(&sandbox);
-    assert_gets_its_role(&sandbox, &pod, &daemon);
+    server::assert_gets_its_role(&sandbox, &pod, &daemon);
     assert_eq!(metric(&sandbox, "kube2irsa_token_access_info{mode=\"direct\"}"), 1.0, "{}", daemon.log());
 }

@@ -282,7 +282,7 @@ fn token_requests_and_each_refusal() {
 fn impersonation_and_what_a_node_may() {
     on_both(|server| {
         if server.api.url != server.sandbox.cloud.api_url() {
-            server.api.apply(server.sandbox, "rbac-node.yaml");
+            server.api.apply(server.sandbox, "node.yaml");
         }
         let uid = server.uid.clone();
         let token = server.daemon_token.clone();
@@ -502,7 +502,7 @@ fn events_are_for_who_may_write_them() {
     on_both(|server| {
         let uid = server.uid.clone();
         if server.api.url != server.sandbox.cloud.api_url() {
-            server.api.apply(server.sandbox, "rbac-node.yaml");
+            server.api.apply(server.sandbox, "node.yaml");
         }
         let token = server.daemon_token.clone();
         let ourselves = Caller { token: &token, impersonates: None };

@@ -23,7 +23,7 @@ use sandbox::{
     sandbox::{AUDIENCE, NODE, Sandbox},
     sts::{Fault, Which},
 };
-use support::{Daemon, ROLE_NAME, ask, connect, eventually, metric, pod, role_status, with_a_pod, with_an_account};
+use support::{Daemon, ROLE_NAME, ask, connect, eventually, pod, role_status, total, with_a_pod, with_an_account};
 
 const EXCHANGE: &str = "AssumeRoleWithWebIdentity";
 const DOCUMENT: &str = "/latest/meta-data/iam/security-credentials/web";
@@ -70,7 +70,7 @@ fn a_pod_that_brings_its_own_token_is_served_when_it_asks_and_not_before() {
     }
     thread::sleep(Duration::from_millis(300));
     assert_eq!(exchanges(&sandbox), 2, "one for each of the others");
-    assert_eq!(metric(&sandbox, "kube2irsa_pods"), 4.0, "with the daemon's own");
+    assert_eq!(total(&sandbox, "kube2irsa_pods"), 4.0, "with the daemon's own");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_pod_that_has_finished_costs_nothing_more() {
     sandbox.cloud.sts.set_max_life(Some(Duration::from_secs(4)));
     let job = sandbox.add_pod("team-a", "job", "web").unwrap();
     assert_eq!(role_status(&job), 200);
-    let slots = || metric(&sandbox, "kube2irsa_credential_slots");
+    let slots = || total(&sandbox, "kube2irsa_sessions");
     assert_eq!(slots(), 2.0);
     sandbox.cloud.kubernetes.set_pod_status("team-a", "job", PodStatus::new(PodPhase::Succeeded, &[]));
     eventually("its credentials are gone", || slots() == 1.0);

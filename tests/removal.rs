@@ -23,7 +23,7 @@ use sandbox::{
 };
 use support::{
     Daemon, ROLE_NAME, admin, admin_if_up, ask, daemon_binary, eventually,
-    node::{KUBE_PROXY, KUBE_PROXY_NFT, everything, kube2irsa_rules, sh},
+    node::{KUBE_PROXY, KUBE_PROXY_NFT, everything, kube2irsa, kube2irsa_rules, sh},
     role_status, with_a_pod,
 };
 
@@ -41,7 +41,8 @@ impl Remover {
         let stderr = File::options().create(true).append(true).open(&log).unwrap();
         let state_dir = sandbox.state_dir();
         let command = sandbox.node().command(daemon_binary()).args(["rules", "remove", "--stay", "--state-dir"]);
-        let mut command = command.arg(state_dir).stderr(stderr);
+        let command = command.arg(state_dir).arg("--admin-socket").arg(sandbox.admin_socket());
+        let mut command = command.stderr(stderr);
         for (name, value) in environment {
             command = command.env(name, value);
         }
@@ -88,6 +89,9 @@ fn who_stays_to_remove_takes_over_from_a_daemon_and_leaves_nothing_of_ours() {
         assert!(gets_the_node_role(&web));
         assert_eq!(admin(&sandbox, "/readyz"), (200, "ok\n".to_owned()));
         assert!(admin(&sandbox, "/metrics").1.contains("kube2irsa_intercept_info{backend=\"remove\"} 1\n"));
+        let admin_socket = sandbox.admin_socket();
+        let probe = ["probe", "ready", "--admin-socket", admin_socket.to_str().unwrap()];
+        assert_eq!(kube2irsa(&sandbox, &probe), (Some(0), "ok\n".to_owned(), String::new()));
         assert!(daemon.stop().success());
         assert!(remover.process.try_wait().unwrap().is_none(), "a DaemonSet starts again what ends");
         assert_eq!(everything(&sandbox), before);
@@ -177,12 +181,15 @@ fn once_it_is_refused_while_a_daemon_runs_and_then_leaves_nothing_of_ours() {
     let before = everything(&sandbox);
     let state_dir = sandbox.state_dir();
     let daemon = Daemon::ready(&sandbox, &[]);
-    let (installed, arguments) = (everything(&sandbox), ["remove", "--state-dir", state_dir.to_str().unwrap()]);
+    let socket = sandbox.admin_socket();
+    let arguments = ["--state-dir", state_dir.to_str().unwrap(), "--admin-socket", socket.to_str().unwrap()];
+    let (installed, arguments) = (everything(&sandbox), [&["remove"][..], &arguments].concat());
     let (code, _, errors) = kube2irsa_rules(&sandbox, &arguments);
     assert_eq!(code, Some(1));
     assert!(errors.starts_with("kube2irsa: not removed: a daemon runs on this node"), "{errors}");
     assert_eq!(everything(&sandbox), installed);
-    assert!(daemon.stop().success());
+    daemon.kill();
+    assert!(socket.exists(), "a killed one leaves it");
     fs::write(state_dir.join("not-ours"), "").unwrap();
     assert_eq!(kube2irsa_rules(&sandbox, &arguments), (Some(0), String::new(), String::new()));
     assert_eq!(everything(&sandbox), before);
@@ -229,6 +236,7 @@ fn legacy_tables_of_others_that_need_another_right_keep_nothing_there_and_are_to
     let rights = ["--bounding-set", "-all,+net_admin", "--inh-caps", "-all", "--ambient-caps", "-all"];
     let command = sandbox.node().command("/usr/bin/setpriv").args(rights).arg(daemon_binary());
     let command = command.args(["rules", "remove", "--stay", "--state-dir", state_dir.to_str().unwrap()]);
+    let command = command.arg("--admin-socket").arg(sandbox.admin_socket());
     let process = command.stderr(File::create(&log).unwrap()).spawn().unwrap();
     let remover = Remover { process, log };
     remover.says("cannot be looked at: iptables-legacy (needs NET_RAW");

@@ -18,7 +18,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sandbox::sandbox::Pod;
-use support::{Daemon, ROLE_NAME, ask, eventually, metric};
+use support::{Daemon, ROLE_NAME, ask, eventually, total};
 
 const PODS: usize = 5;
 /// A part of a secret from its middle: the head of what was given back is overwritten by whoever keeps the free memory.
@@ -87,7 +87,7 @@ fn what_a_pod_had_is_not_in_memory_when_the_pod_is_gone() {
     for (_, pod) in pods {
         sandbox.remove_pod(pod).unwrap();
     }
-    eventually("their credentials are let go", || metric(&sandbox, "kube2irsa_credential_slots") == 0.0);
+    eventually("their credentials are let go", || total(&sandbox, "kube2irsa_sessions") == 0.0);
     let left = figures("when they are gone");
     assert!(left.iter().all(|count| *count <= 1), "{left:?}: more than the last answer on a connection that is kept");
     sandbox.cloud.reset_api_connections();

@@ -359,6 +359,7 @@ fn starts_without_a_disk(take: impl Fn(&Disk), give_back: impl Fn(&Disk)) {
     let log = daemon.log();
     assert!(log.contains("the session keys cannot be kept") && log.contains("the sockets cannot be offered"), "{log}");
     assert!(lacks(&sandbox, "session_keys") && lacks(&sandbox, "hand_over") && !lacks(&sandbox, "rules_lock"));
+    assert!(lacks(&sandbox, "admin_socket") && log.contains("--admin-socket"), "{log}");
     let token = session_token(&web);
     assert_eq!(status_with(&web, &token), 200);
     never_the_nodes(&sandbox, &web, old, |seen| {
@@ -376,7 +377,9 @@ fn starts_without_a_disk(take: impl Fn(&Disk), give_back: impl Fn(&Disk)) {
 
     give_back(&disk);
     eventually("keys are written, and sockets offered", || disk.0.join("session.key").exists() && disk.has_offer());
-    eventually("nothing is lacking", || !lacks(&sandbox, "session_keys") && !lacks(&sandbox, "hand_over"));
+    let uses = ["session_keys", "hand_over", "admin_socket"];
+    eventually("nothing is lacking", || !uses.iter().any(|what| lacks(&sandbox, what)));
+    assert!(UnixStream::connect(sandbox.admin_socket()).is_ok());
     let next = Daemon::started(&sandbox, &[]);
     eventually("the next one took over", || next.log().contains("took over from the daemon that ran here"));
     assert!(daemon.stop().success());
@@ -400,9 +403,10 @@ fn a_directory_that_cannot_even_be_made_is_made_later() {
     let disk = Disk::new(&sandbox);
     disk.become_read_only();
     let below = disk.0.join("below");
-    let flags = ["--state-dir", below.to_str().unwrap()];
+    let admin_socket = below.join("admin.sock");
+    let flags = ["--state-dir", below.to_str().unwrap(), "--admin-socket", admin_socket.to_str().unwrap()];
     let mut daemon = Daemon::ready(&sandbox, &flags);
-    let uses = ["session_keys", "hand_over", "rules_lock"];
+    let uses = ["session_keys", "hand_over", "rules_lock", "admin_socket"];
     assert!(uses.iter().all(|what| lacks(&sandbox, what)), "{}", daemon.log());
     assert!(daemon.log().contains("the rules are kept without a lock"));
     never_the_nodes(&sandbox, &web, old, |seen| {

@@ -46,7 +46,8 @@ fn others(key: &str) -> Value {
     json!({"key": key, "value": "kube2irsa.io/not-ready", "effect": "NoSchedule"})
 }
 
-/// A pod with a role, and a node with these taints; the right to patch it, as `daemonset/startup-taint.yaml` grants it.
+/// A pod with a role, and a node with these taints; the right to patch it, as
+/// `daemonset/manifests/startup-taint-node.yaml` grants it.
 fn tainted(taints: &Value) -> (Sandbox, Pod) {
     let (sandbox, web) = with_a_pod();
     let kubernetes = &sandbox.cloud.kubernetes;
@@ -200,8 +201,8 @@ fn without_the_right_a_warning_says_what_to_apply_and_pods_are_served() {
     let daemon = Daemon::ready(&sandbox, &[REMOVE]);
     eventually("it is refused", || results(&sandbox)[2] >= 2.0);
     assert_eq!((admin(&sandbox, "/readyz").0, role_status(&web)), (200, 200));
-    let said =
-        "cannot patch resource \"nodes\" in API group \"\" at the cluster scope; apply daemonset/startup-taint.yaml";
+    let said = "cannot patch resource \"nodes\" in API group \"\" at the cluster scope; \
+        apply the chart with startupTaint.enabled";
     assert_eq!(daemon.log().matches(said).count(), 1, "{}", daemon.log());
     assert_eq!(taints(&sandbox), json!([ours("NoSchedule")]));
     kubernetes.grant(DAEMON_USER, Grant::new(&["patch"], "nodes"));
@@ -209,7 +210,7 @@ fn without_the_right_a_warning_says_what_to_apply_and_pods_are_served() {
 }
 
 #[test]
-fn without_the_right_to_read_its_node_the_warning_names_that_of_the_mode() {
+fn without_the_right_to_read_its_node_too() {
     let (sandbox, web) = with_a_pod();
     let kubernetes = &sandbox.cloud.kubernetes;
     kubernetes.taint_node(NODE, &json!([ours("NoSchedule")]));
@@ -226,7 +227,7 @@ fn without_the_right_to_read_its_node_the_warning_names_that_of_the_mode() {
     let daemon = Daemon::ready(&sandbox, &[REMOVE]);
     eventually("it is refused", || results(&sandbox)[2] >= 1.0);
     let log = daemon.log();
-    assert!(log.contains("cannot get resource \"nodes\"") && log.contains("for the mode of token access"), "{log}");
+    assert!(log.contains("cannot get resource \"nodes\"") && log.contains("startupTaint.enabled"), "{log}");
     assert_eq!(role_status(&web), 200);
     kubernetes.grant(DAEMON_USER, Grant::new(&["get"], "nodes"));
     eventually("it is removed", || taints(&sandbox).is_null());

@@ -16,7 +16,7 @@ use sandbox::{
 };
 use support::{Daemon, admin, eventually, metric, role_status, with_a_pod};
 
-/// What `daemonset/rbac-direct.yaml` grants.
+/// What `daemonset/manifests/direct.yaml` grants.
 fn direct_rights() -> [Grant; 4] {
     [
         Grant::new(&["list", "watch"], "pods"),

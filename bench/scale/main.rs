@@ -1,36 +1,33 @@
 //! Memory, watches and traffic of the real daemon on a node with 250 pods: in a cluster of this node alone, in a
-//! large one, and in one whose service accounts are all in this node's namespaces.
+//! large one, and in one whose service accounts are all in this node's namespaces. Writes `bench/scale.md`.
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
-mod objects;
+#[path = "../cluster/mod.rs"]
+mod cluster;
+#[path = "../machine.rs"]
+mod machine;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
     fs,
-    net::Ipv4Addr,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
+use cluster::{
+    ACCOUNTS, CLUSTER_ACCOUNTS, CLUSTER_NODES, CLUSTER_PODS, NAMESPACES, PODS,
+    objects::{account, account_at, app, pod_elsewhere, pod_here},
+};
 use nix::sys::signal::Signal;
-use objects::{account, account_at, app, pod_elsewhere, pod_here, role, team};
 use sandbox::{
     cloud::KUBERNETES_PORT,
     kubernetes::{Kubernetes, Resource},
     network::{PodNetwork, Process},
     sandbox::{METADATA, Pod, Sandbox, get, wait_until_ready},
 };
-/// On this node.
-const PODS: usize = 250;
-const NAMESPACES: usize = 30;
-/// Of the large cluster.
-const CLUSTER_NODES: usize = 5_000;
-const CLUSTER_PODS: usize = 150_000;
-const CLUSTER_ACCOUNTS: usize = 50_000;
-/// So the large cluster has 2,000 namespaces.
-const ACCOUNTS: usize = 25;
 const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
 const READY: Duration = Duration::from_secs(60);
 const FETCHED: Duration = Duration::from_secs(300);
@@ -70,7 +67,8 @@ fn main() -> anyhow::Result<()> {
             other => bail!("{other}: try --minutes N, small, large, worst"),
         }
     }
-    if clusters.is_empty() {
+    let all = clusters.is_empty();
+    if all {
         clusters = vec![Cluster::Small, Cluster::Large, Cluster::Worst];
     }
     clusters.push(Cluster::Idle);
@@ -83,7 +81,11 @@ fn main() -> anyhow::Result<()> {
         bench.fill(cluster)?;
         table.push((cluster, bench.measure(cluster, Duration::from_secs(60 * minutes))?));
     }
-    print(&table, minutes);
+    let table = self::table(&table, minutes)?;
+    print!("{table}");
+    if all {
+        fs::write(machine::SCALE, format!("{}\n```text\n{table}```\n", machine::described()?))?;
+    }
     Ok(())
 }
 
@@ -106,13 +108,11 @@ impl Bench {
     /// Adds what `cluster` has and the one before it has not.
     fn fill(&mut self, cluster: Cluster) -> anyhow::Result<()> {
         if self.filled < Cluster::Small && cluster >= Cluster::Small {
-            self.fill_node()?;
+            self.pods = cluster::fill_node(&self.sandbox)?;
         }
         let kubernetes = self.kubernetes();
         if self.filled < Cluster::Large && cluster >= Cluster::Large {
-            for at in NAMESPACES * ACCOUNTS..CLUSTER_ACCOUNTS {
-                kubernetes.restore(Resource::ServiceAccounts, account_at(at, 0));
-            }
+            cluster::fill_other_namespaces(&self.sandbox);
             for node in 0..CLUSTER_NODES {
                 kubernetes.create_node(&format!("ip-10-0-{node}"));
             }
@@ -128,25 +128,6 @@ impl Bench {
         }
         kubernetes.compact();
         self.filled = self.filled.max(cluster);
-        Ok(())
-    }
-
-    fn fill_node(&mut self) -> anyhow::Result<()> {
-        for namespace in 0..NAMESPACES {
-            self.kubernetes().create_namespace(&team(namespace), &[]);
-        }
-        for at in 0..NAMESPACES * ACCOUNTS {
-            self.kubernetes().restore(Resource::ServiceAccounts, account_at(at, 0));
-        }
-        for at in 0..PODS {
-            let (namespace, name) = (team(at % NAMESPACES), app(at / NAMESPACES));
-            let subject = format!("system:serviceaccount:{namespace}:{name}");
-            self.sandbox.cloud.sts.put_role(&role(&namespace, &name), self.sandbox.trust_policy(&subject))?;
-            let address = Ipv4Addr::new(10, 244, 0, u8::try_from(at + 2)?);
-            let pod = self.sandbox.add_pod_at(&namespace, &format!("{name}-7d4b9c6f5d-{at:05}"), &name, address)?;
-            self.kubernetes().restore(Resource::Pods, pod_here(&pod, &name, 0));
-            self.pods.push(pod);
-        }
         Ok(())
     }
 
@@ -320,26 +301,28 @@ fn number(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-fn print(table: &[(Cluster, Figures)], minutes: u64) {
+fn table(figures: &[(Cluster, Figures)], minutes: u64) -> anyhow::Result<String> {
     let get = |figures: &Figures, name: &str| figures.iter().find(|(of, _)| of == name).map(|(_, figure)| *figure);
-    let by = |cluster: Cluster| table.iter().find(|(of, _)| *of == cluster).map(|(_, figures)| figures);
+    let by = |cluster: Cluster| figures.iter().find(|(of, _)| *of == cluster).map(|(_, figures)| figures);
     let mut names = Vec::new();
-    for (name, _) in table.iter().flat_map(|(_, figures)| figures) {
+    for (name, _) in figures.iter().flat_map(|(_, figures)| figures) {
         if !names.contains(&name) {
             names.push(name);
         }
     }
     let clusters = [Cluster::Idle, Cluster::Small, Cluster::Large, Cluster::Worst];
-    let row = |name: &str, cells: [String; 5]| {
-        println!("{name:<58}{}", cells.iter().map(|cell| format!("{cell:>10}")).collect::<String>());
+    let mut text = String::new();
+    let mut row = |name: &str, cells: [String; 5]| {
+        let cells = cells.iter().map(|cell| format!("{cell:>10}")).collect::<String>();
+        writeln!(text, "{}", format!("{name:<58}{cells}").trim_end())
     };
-    row("", ["idle", "small", "large", "worst", "large:small"].map(str::to_owned));
+    row("", ["idle", "small", "large", "worst", "large:small"].map(str::to_owned))?;
     let format = |figure: Option<f64>| figure.map(|figure| format!("{figure:.1}").trim_end_matches(".0").to_owned());
     for name in names {
         let of = |cluster| by(cluster).and_then(|figures| get(figures, name));
         let ratio = of(Cluster::Large).zip(of(Cluster::Small)).map(|(large, small)| format!("{:.2}", large / small));
         let [idle, small, large, worst] = clusters.map(|cluster| format(of(cluster)).unwrap_or_default());
-        row(name, [idle, small, large, worst, ratio.unwrap_or_default()]);
+        row(name, [idle, small, large, worst, ratio.unwrap_or_default()])?;
     }
     let rss = |cluster, name| by(cluster).and_then(|figures| get(figures, name));
     let over = |cluster: Cluster| {
@@ -347,10 +330,12 @@ fn print(table: &[(Cluster, Figures)], minutes: u64) {
         Some((end - rss(Cluster::Idle, "RSS, KiB, ready")?) / KIB)
     };
     let [_, small, large, worst] = clusters.map(|cluster| format(over(cluster)).unwrap_or_default());
-    row("RSS over idle, MiB (may be 20)", [String::new(), small, large, worst, String::new()]);
+    row("RSS over idle, MiB (may be 20)", [String::new(), small, large, worst, String::new()])?;
     let account_bytes = account(0, 0, 0).to_string().len();
-    println!(
+    writeln!(
+        text,
         "{PODS} pods in {NAMESPACES} namespaces of {ACCOUNTS} service accounts each, {account_bytes} bytes an account"
-    );
-    println!("an hour: by what {minutes} minutes showed");
+    )?;
+    writeln!(text, "an hour: by what {minutes} minutes showed")?;
+    Ok(text)
 }

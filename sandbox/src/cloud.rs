@@ -1,4 +1,4 @@
-//! What is outside of the node: the Kubernetes API, the token issuer, STS, S3, the metadata service and a container
+//! What is outside of the node: the Kubernetes API, the token issuer, STS, S3, EC2, the metadata service and a container
 //! credentials endpoint, each at its own address and over real sockets.
 
 use std::{
@@ -15,13 +15,15 @@ use tokio::{net::TcpListener, runtime::Runtime};
 use crate::{
     agent::Agent,
     ca::{Ca, CaError},
+    ec2::{Ec2, Instance},
     http::{Body, Server, full},
     imds::Imds,
     issuer::{DISCOVERY_PATH, Issuer, IssuerError, JWKS_PATH},
     kubernetes::Kubernetes,
     network::{
-        CONTAINER_ADDRESS_V6, CONTAINER_ADDRESSES, Families, KUBERNETES_ADDRESS, METADATA_ADDRESS, METADATA_ADDRESS_V6,
-        Namespace, NetworkError, OIDC_ADDRESS, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
+        CONTAINER_ADDRESS_V6, CONTAINER_ADDRESSES, EC2_ADDRESS, EC2_ADDRESS_V6, Families, KUBERNETES_ADDRESS,
+        METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, Namespace, NetworkError, OIDC_ADDRESS, S3_ADDRESS,
+        S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
     },
     s3::S3,
     sts::Sts,
@@ -60,6 +62,9 @@ pub const S3_NAMES: [&str; 6] = [
     "sandbox-bucket.s3.amazonaws.com",
 ];
 
+/// The names by which unmodified clients know EC2.
+pub const EC2_NAMES: [&str; 2] = ["ec2.eu-central-1.amazonaws.com", "ec2.eu-central-1.api.aws"];
+
 /// The cloud could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CloudError {
@@ -86,6 +91,8 @@ pub struct Cloud {
     pub sts: Sts,
     /// The Simple Storage Service.
     pub s3: S3,
+    /// The Elastic Compute Cloud, which knows the node.
+    pub ec2: Ec2,
     /// The metadata service.
     pub imds: Imds,
     /// The container credentials endpoint that an agent has behind the node.
@@ -113,6 +120,14 @@ impl Cloud {
         let sts = Sts::new(ca.client()?);
         let s3 = S3::new(REGION, sts.clone());
         s3.put_object(BUCKET, "greeting", "Hello from the sandbox.\n");
+        let ec2 = Ec2::new(REGION, ACCOUNT, sts.clone());
+        ec2.put_instance(Instance {
+            id: INSTANCE_ID.to_owned(),
+            kind: "m6i.large".to_owned(),
+            address: NODE_ADDRESS.to_string(),
+            name: "node-1".to_owned(),
+            profile: format!("arn:aws:iam::{ACCOUNT}:instance-profile/{NODE_ROLE}"),
+        });
         let node_role = format!("arn:aws:iam::{ACCOUNT}:role/{NODE_ROLE}");
         let of_node = {
             let sts = sts.clone();
@@ -126,6 +141,7 @@ impl Cloud {
             kubernetes,
             sts,
             s3,
+            ec2,
             imds,
             agent,
             issuer,
@@ -213,6 +229,17 @@ impl Cloud {
             let s3 = s3.clone();
             async move { s3.handle(request).await }
         })?;
+        let ec2 = self.ec2.clone();
+        let tls = Some(self.ca.server(&EC2_NAMES)?);
+        self.serve_all(
+            &with_v6(&[EC2_ADDRESS.into()], EC2_ADDRESS_V6.into()),
+            443,
+            tls.as_ref(),
+            move |request, _| {
+                let ec2 = ec2.clone();
+                async move { ec2.handle(request).await }
+            },
+        )?;
         let issuer = Arc::clone(&self.issuer);
         let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);
         self.serve_all(&[OIDC_ADDRESS.into()], 443, tls.as_ref(), move |request, _| {

@@ -73,7 +73,8 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     if let [count, pause, ..] = &cli.client_rounds[..] {
         return rounds(count.parse()?, Duration::from_millis(pause.parse()?));
     }
-    sandbox::packages::require_root()?;
+    // Before there is another thread.
+    sandbox::userns::be_root()?;
     let shape = match cli.pod_network {
         Shape::Routed => PodNetwork::Routed,
         Shape::Bridge => PodNetwork::Bridge,

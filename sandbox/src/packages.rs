@@ -15,6 +15,8 @@ use std::{
 
 use nix::{fcntl::OFlag, unistd};
 
+use crate::userns;
+
 /// Where commands of the administrator are, also when `PATH` leaves them out (as after `su`).
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
@@ -33,7 +35,7 @@ pub enum PackageError {
         packages: Vec<&'static str>,
     },
     /// The installation failed.
-    #[error("apt-get install {} failed: {reason}", packages.join(" "))]
+    #[error("apt-get did not get {}: {reason}", packages.join(" "))]
     Install {
         /// The Debian packages that were asked for.
         packages: Vec<&'static str>,
@@ -69,12 +71,20 @@ pub const NETWORK: [Package; 5] = [
     Package { command: "setpriv", package: "util-linux" },
 ];
 
+/// The command line client of AWS, for those who ask for it.
+pub const AWS_CLI: Package = Package { command: "aws", package: "awscli" };
+
 /// Refuses to go on without root.
 ///
 /// # Errors
 /// [`PackageError::NotRoot`] for any other user.
 pub fn require_root() -> Result<(), PackageError> {
     if unistd::geteuid().is_root() { Ok(()) } else { Err(PackageError::NotRoot) }
+}
+
+/// Root of a user namespace without other users owns none of the system's files.
+fn may_install() -> bool {
+    unistd::geteuid().is_root() && !userns::is_alone()
 }
 
 /// Sees to it that these commands are there: installs what is missing as root where there is `apt-get`, and tells
@@ -87,7 +97,7 @@ pub fn ensure(packages: &[Package], progress: &mut dyn FnMut(&str)) -> Result<()
     if missing.is_empty() {
         return Ok(());
     }
-    let Some(apt) = find("apt-get").filter(|_| unistd::geteuid().is_root()) else {
+    let Some(apt) = find("apt-get").filter(|_| may_install()) else {
         return Err(missing_error(&missing));
     };
     let path = env::temp_dir().join("kube2irsa-sandbox-packages.lock");
@@ -102,6 +112,39 @@ pub fn ensure(packages: &[Package], progress: &mut dyn FnMut(&str)) -> Result<()
         left if left.is_empty() => Ok(()),
         left => Err(missing_error(&left)),
     }
+}
+
+/// The folder of a Debian package's files, unpacked into `folder` and not installed: a service that it has is not started,
+/// and what else it wants to have installed is not. What is there already is not fetched again.
+///
+/// # Errors
+/// When there is no `apt-get`, or it does not get the package.
+pub fn unpacked(package: &'static str, folder: &Path, progress: &mut dyn FnMut(&str)) -> Result<PathBuf, PackageError> {
+    let path = folder.join(format!("{package}.lock"));
+    let _lock = lock(&path).map_err(|source| PackageError::Lock { path, source })?;
+    let files = folder.join(package);
+    if files.is_dir() {
+        return Ok(files);
+    }
+    progress(&format!("fetching {package}"));
+    let failed = |reason| PackageError::Install { packages: vec![package], reason };
+    let fetched = tempfile::tempdir_in(folder).map_err(|error| failed(error.to_string()))?;
+    let apt = find("apt-get").ok_or_else(|| failed("there is no apt-get".to_owned()))?;
+    let fetch = || run_in(fetched.path(), &apt, &["-qq", "download", package]);
+    // Lists that are older than the archive name files that are gone.
+    if fetch().is_err() {
+        let _ = run_apt(&apt, &["update"]);
+        fetch().map_err(failed)?;
+    }
+    let mut archives = fetched.path().read_dir().into_iter().flatten().flatten().map(|file| file.path());
+    let archive = archives.find(|file| file.extension() == Some("deb".as_ref()));
+    let archive = archive.ok_or_else(|| failed("nothing was fetched".to_owned()))?;
+    let unpacked = fetched.path().join("files");
+    let [archive, to] = [&archive, &unpacked].map(|path| path.as_os_str());
+    run_in(fetched.path(), Path::new("dpkg-deb"), &["--extract".as_ref(), archive, to]).map_err(failed)?;
+    // All of it is there, or nothing.
+    std::fs::rename(&unpacked, &files).map_err(|error| failed(error.to_string()))?;
+    Ok(files)
 }
 
 /// The path of a command: of `PATH`, or of the system's own directories. A path stays as it is.
@@ -171,10 +214,15 @@ fn install(apt: &Path, missing: &[Package], progress: &mut dyn FnMut(&str)) -> R
 }
 
 fn run_apt(apt: &Path, arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new(apt)
-        // An upgrade that runs in the background right after boot is waited for.
-        .args(["-qq", "-o", "DPkg::Lock::Timeout=300"])
+    // An upgrade that runs in the background right after boot is waited for.
+    run_in(Path::new("/"), apt, &[&["-qq", "-o", "DPkg::Lock::Timeout=300"], arguments].concat())
+}
+
+/// Runs a command in a folder; the last line that it says, where it fails.
+fn run_in(folder: &Path, command: &Path, arguments: &[impl AsRef<OsStr>]) -> Result<(), String> {
+    let output = Command::new(command)
         .args(arguments)
+        .current_dir(folder)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
         .output()

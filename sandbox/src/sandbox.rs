@@ -18,11 +18,11 @@ use tempfile::TempDir;
 
 use crate::{
     cgroups::Cgroups,
-    cloud::{ACCOUNT, Cloud, CloudError, REGION, S3_NAMES, STS_NAMES},
+    cloud::{ACCOUNT, Cloud, CloudError, EC2_NAMES, REGION, S3_NAMES, STS_NAMES},
     kubernetes::{Grant, NewPod},
     network::{
-        Command, Families, METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, Namespace, Network, NetworkError,
-        PodNetwork, Process, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
+        Command, EC2_ADDRESS, EC2_ADDRESS_V6, Families, METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, Namespace,
+        Network, NetworkError, PodNetwork, Process, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
     },
     packages::{self, PackageError},
     sts::{IamError, Role},
@@ -50,6 +50,10 @@ pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9
 pub const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(METADATA_ADDRESS), 80);
 /// The same over IPv6.
 pub const METADATA_V6: SocketAddr = SocketAddr::new(IpAddr::V6(METADATA_ADDRESS_V6), 80);
+
+/// Where STS, S3 and EC2 are.
+const AWS: [IpAddr; 3] = [IpAddr::V4(STS_ADDRESS), IpAddr::V4(S3_ADDRESS), IpAddr::V4(EC2_ADDRESS)];
+const AWS_V6: [IpAddr; 3] = [IpAddr::V6(STS_ADDRESS_V6), IpAddr::V6(S3_ADDRESS_V6), IpAddr::V6(EC2_ADDRESS_V6)];
 
 /// What the system's programs trust, on Debian and Ubuntu.
 const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -122,7 +126,7 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// The daemon's own pod, with what `daemonset/rbac-node.yaml` grants, and a kubeconfig that is its.
+    /// The daemon's own pod, with what `daemonset/manifests/node.yaml` grants, and a kubeconfig that is its.
     fn install_daemon(&self) -> Result<String, SandboxError> {
         let kubernetes = &self.cloud.kubernetes;
         kubernetes.apply_service_account(DAEMON, DAEMON, &[]);
@@ -192,6 +196,12 @@ impl Sandbox {
         self.directory.path().join("state")
     }
 
+    /// The daemon's admin socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.state_dir().join("admin.sock")
+    }
+
     /// A role that trusts one service account of the cluster, and the account's annotation for it.
     ///
     /// # Errors
@@ -201,6 +211,14 @@ impl Sandbox {
         self.cloud.sts.put_role(&arn, self.trust_policy(&format!("system:serviceaccount:{namespace}:{name}")))?;
         self.annotate(namespace, name, &[("eks.amazonaws.com/role-arn", &arn)]);
         Ok(arn)
+    }
+
+    /// Gives a role that [`Self::add_service_account`] made a permissions policy, in place of the one it had.
+    ///
+    /// # Errors
+    /// When IAM refuses the policy, or there is no such role.
+    pub fn permit(&self, role: &str, permissions: Value) -> Result<(), SandboxError> {
+        Ok(self.cloud.sts.put_permissions(&format!("arn:aws:iam::{ACCOUNT}:role/{role}"), &permissions)?)
     }
 
     /// A service account with these annotations; no role is made.
@@ -246,20 +264,24 @@ impl Sandbox {
     /// A program in a pod, as an unmodified client finds itself: an empty home, no AWS setting but the
     /// region, AWS's names resolved to the sandbox and its certificates trusted.
     pub fn in_pod(&self, pod: &Pod, program: &str) -> Command {
-        let (sts, s3) = match pod.address() {
-            IpAddr::V4(_) => (STS_ADDRESS.into(), S3_ADDRESS.into()),
-            IpAddr::V6(_) => (STS_ADDRESS_V6.into(), S3_ADDRESS_V6.into()),
-        };
-        self.client(pod.network().command(program), sts, s3)
+        let aws = if pod.address().is_ipv4() { AWS } else { AWS_V6 };
+        self.client(pod.network().command(program), aws)
     }
 
     /// The same on the node itself.
     pub fn on_node(&self, program: &str) -> Command {
-        self.client(self.node().command(program), STS_ADDRESS.into(), S3_ADDRESS.into())
+        self.client(self.node().command(program), AWS)
     }
 
-    fn client(&self, command: Command, sts: IpAddr, s3: IpAddr) -> Command {
-        let mut command = with_names(command.env_clear(), sts, s3);
+    /// A program on the node's network with an empty environment, AWS's names resolved to the sandbox: what a container
+    /// there starts from.
+    #[must_use]
+    pub fn on_host_network(&self, program: &str) -> Command {
+        with_names(self.node().command(program).env_clear(), AWS)
+    }
+
+    fn client(&self, command: Command, aws: [IpAddr; 3]) -> Command {
+        let mut command = with_names(command.env_clear(), aws);
         if Path::new(TRUSTED).exists() {
             command = command.file(TRUSTED, self.cloud.ca_pem());
         }
@@ -284,24 +306,25 @@ impl Sandbox {
     }
 
     fn run_flags(&self, command: Command) -> Command {
-        with_names(command, STS_ADDRESS.into(), S3_ADDRESS.into())
+        with_names(command, AWS)
             .arg("run")
             .args(["--node-name", NODE])
             .arg("--kubeconfig")
             .arg(self.kubeconfig())
             .arg("--state-dir")
             .arg(self.state_dir())
+            .arg("--admin-socket")
+            .arg(self.admin_socket())
             .arg("--ca-bundle")
             .arg(self.ca_file())
             .stdin(Stdio::null())
     }
 }
 
-/// AWS's names, where they are resolved to.
-fn with_names(command: Command, sts: IpAddr, s3: IpAddr) -> Command {
-    let sts = STS_NAMES.map(|name| (name, sts));
-    let s3 = S3_NAMES.map(|name| (name, s3));
-    command.names(sts.into_iter().chain(s3))
+/// AWS's names, resolved to these addresses of STS, S3 and EC2.
+fn with_names(command: Command, [sts, s3, ec2]: [IpAddr; 3]) -> Command {
+    let names = STS_NAMES.map(|name| (name, sts)).into_iter();
+    command.names(names.chain(S3_NAMES.map(|name| (name, s3))).chain(EC2_NAMES.map(|name| (name, ec2))))
 }
 
 /// Asks a server in a namespace for a page over HTTP/1.0, and returns the status and the body.

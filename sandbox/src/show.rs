@@ -13,9 +13,12 @@ use sandbox::{
     client::Report,
     cloud::NODE_ROLE,
     network::{PodNetwork, Process},
+    packages,
     sandbox::{Pod, Sandbox, wait_until_ready},
 };
 
+/// What the pod's role may do: the example's own policy.
+const PERMISSIONS: &str = include_str!("../../examples/aws-cli/permissions-policy.json");
 const READY_LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Show {
@@ -33,6 +36,7 @@ impl Show {
         say("making a cluster of one node: namespaces for the node, its pods and what is outside …")?;
         let sandbox = Sandbox::new(shape, &mut |line| drop(say(line)))?;
         sandbox.add_service_account("team-a", "web", "web")?;
+        sandbox.permit("web", serde_json::from_str(PERMISSIONS)?)?;
         sandbox.add_service_account("team-b", "worker", "worker")?;
         sandbox.annotate("team-a", "plain", &[]);
         let web = sandbox.add_pod("team-a", "web-0", "web")?;
@@ -65,6 +69,9 @@ impl Show {
     }
 
     fn in_pod(&self, program: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+        if program == packages::AWS_CLI.command {
+            packages::ensure(&[packages::AWS_CLI], &mut |line| drop(say(line)))?;
+        }
         line("pod team-a/web-0", &format!("{program} {}", arguments.join(" ")))?;
         let status = self.sandbox.in_pod(&self.web, program).args(arguments).status()?;
         Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::{listeners, once_ours, succession};
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, socket::Socket},
     config::Removal,
     drain,
     imds::key,
@@ -29,6 +29,7 @@ use crate::{
         self,
         handover::{self, End, Offer, Predecessor, RulesLock, Successor},
     },
+    local_socket,
     metrics::Metrics,
     readiness::{Condition, Readiness},
 };
@@ -44,7 +45,8 @@ const A_MOMENT: Duration = Duration::from_millis(1);
 ///
 /// # Errors
 /// All that could not be taken out, a line each; nothing is taken out while a daemon runs, which would put it back.
-pub async fn once(state_dir: &Path) -> anyhow::Result<()> {
+pub async fn once(removal: &Removal) -> anyhow::Result<()> {
+    let Removal { state_dir, admin_socket, .. } = removal;
     // Without a state directory no daemon runs with it.
     let lock = match tokio::time::timeout(A_MOMENT, RulesLock::acquire(state_dir)).await {
         Ok(lock) => lock.ok(),
@@ -61,6 +63,7 @@ pub async fn once(state_dir: &Path) -> anyhow::Result<()> {
     if handover::is_offered(state_dir).await {
         return Ok(());
     }
+    let _in_the_way = local_socket::remove_dead(admin_socket).await;
     forget(state_dir).with_context(|| format!("not removed: --state-dir {}", state_dir.display()))?;
     drop(lock);
     Ok(())
@@ -71,10 +74,12 @@ pub async fn once(state_dir: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot listen, or when the daemon that took over from it has ended: to be started again.
 pub async fn stay(removal: Removal, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Removal { admin_listen, state_dir, .. } = removal;
+    let Removal { admin_listen, admin_socket, state_dir, .. } = removal;
     let metrics = Arc::new(Metrics::new()?);
     let readiness = Arc::new(Readiness::default());
     readiness.lacks(Condition::Rules, "not taken out yet");
+    let admin = Arc::new(Admin::new(Arc::clone(&metrics), Arc::clone(&readiness)));
+    let admin_socket = Socket::serve(admin_socket, Arc::clone(&admin), Arc::clone(&metrics));
     // Without it there is no lock and no hand-over, which is said; rules can be taken out all the same.
     let _ = DirBuilder::new().recursive(true).mode(0o700).create(&state_dir);
     let mut stop = std::pin::pin!(stop);
@@ -89,7 +94,6 @@ pub async fn stay(removal: Removal, stop: impl Future<Output = ()>) -> anyhow::R
     let tried = watch::Sender::new(false);
     // No daemon is here whose files those in the state directory are.
     let alone = AtomicBool::new(predecessor.is_none());
-    let admin = Arc::new(Admin { metrics: Arc::clone(&metrics), readiness: Arc::clone(&readiness), pods: None });
     let (_drain, watcher) = drain::channel();
 
     let successor = tokio::select! {
@@ -99,6 +103,7 @@ pub async fn stay(removal: Removal, stop: impl Future<Output = ()>) -> anyhow::R
         () = once_ours(owns.subscribe(), watcher, admin::serve(listener, admin)) => None,
     };
     let Some(successor) = successor else {
+        drop(admin_socket);
         // What belongs to a daemon that goes on, or is about to, stays.
         if *owns.borrow() && alone.load(Ordering::Relaxed) && !offer.is_asked() {
             forget(&state_dir).with_context(|| format!("--state-dir {}", state_dir.display()))?;
@@ -203,10 +208,7 @@ async fn remove() -> Result<(), Vec<String>> {
 fn forget(state_dir: &Path) -> io::Result<()> {
     let files = key::FILES.iter().chain(&handover::FILES).map(|name| state_dir.join(name));
     for file in files.collect::<Vec<PathBuf>>() {
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        local_socket::remove(&file)?;
     }
     let _not_ours = fs::remove_dir(state_dir);
     Ok(())

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     clock,
-    credentials::Store,
+    credentials::{Standing, Store},
     identity::Directory,
     intercept::{
         handover::{End, Made, Offer, Place, Predecessor, RulesLock, Successor},
@@ -136,7 +136,8 @@ async fn open(offer: &Offer, metrics: &Metrics) -> Place {
 async fn prepared(directory: &Directory, store: &Store, readiness: &Readiness) {
     until(|| directory.synced() && readiness.lacks_nothing_but(&[&RULES[..], &[Condition::Arrival]].concat())).await;
     let limit = Instant::now() + FETCHING_LIMIT;
-    until(|| store.figures(clock::now()).pending == 0 || Instant::now() > limit).await;
+    let fetching = || store.figures(clock::now()).standings.contains_key(&Standing::Fetching);
+    until(|| !fetching() || Instant::now() > limit).await;
 }
 
 async fn until(holds: impl Fn() -> bool) {

@@ -62,7 +62,7 @@ impl World {
         let mount = tempfile::tempdir_in("/dev/shm").unwrap();
         let tree = Tree::at(mount.path().to_owned());
         let (directory, _) = Directory::new(Binding::Required, NamespacePolicy::Off, |_, _| {}, |_, _| {});
-        let directory = directory.with_host_pods(HostPods::Served);
+        let directory = directory.with_host_pods(HostPods::Served, None);
         let account = ServiceAccount { uid: ServiceAccountUid::from("a"), wishes: Ok(None), require_imdsv2: false };
         directory.reset_accounts(&"team-a".into(), HashMap::from([("web".into(), account)]));
         directory.reset_pods(Vec::new());

@@ -15,6 +15,8 @@ pub struct Removal {
     pub stay: bool,
     /// Where metrics and health are served meanwhile.
     pub admin_listen: SocketAddr,
+    /// Where the admin socket is meanwhile.
+    pub admin_socket: PathBuf,
     /// The daemon's directory.
     pub state_dir: PathBuf,
     /// Form of the log lines.
@@ -31,12 +33,13 @@ impl Removal {
     pub fn new(args: &RemoveArgs) -> Result<Self, ConfigErrors> {
         let mut errors = Errors::default();
         let admin_listen = super::admin_listen(&args.admin_listen, &mut errors);
+        let admin_socket = super::admin_socket(&args.admin_socket, &mut errors);
         if args.state_dir.is_empty() {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
         let (log_format, log_level) = super::log(&args.log_format, &args.log_level, &mut errors);
         let state_dir = PathBuf::from(&args.state_dir);
-        errors.or(Self { stay: args.stay, admin_listen, state_dir, log_format, log_level })
+        errors.or(Self { stay: args.stay, admin_listen, admin_socket, state_dir, log_format, log_level })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::cli::{Cli, Command};
 fn args(flags: &[&str]) -> RunArgs {
     match Cli::try_parse_from(["kube2irsa", "run"].iter().chain(flags)).unwrap().command {
         Command::Run(args) => *args,
-        Command::Rules { .. } => panic!(),
+        _ => panic!(),
     }
 }
 
@@ -51,6 +51,24 @@ fn what_a_node_needs_is_little() {
 }
 
 #[test]
+fn the_operators_address_may_stand_in_brackets_whatever_its_family() {
+    for (text, address) in
+        [("10.0.0.1:9171", "10.0.0.1:9171"), ("[10.0.0.1]:9171", "10.0.0.1:9171"), ("[fd00::1]:9171", "[fd00::1]:9171")]
+    {
+        let mut errors = Errors::default();
+        assert_eq!(admin_listen(text, &mut errors), address.parse().unwrap());
+        assert!(errors.or(()).is_ok(), "{text}");
+    }
+    for text in
+        ["fd00::1:9171", "[10.0.0.1]", "[10.0.0.1]9171", "[10.0.0.1]:", "[10.0.0.1]:65536", "[]:9171", "[::1:9171"]
+    {
+        let mut errors = Errors::default();
+        admin_listen(text, &mut errors);
+        assert!(errors.or(()).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn all_errors_are_said_at_once_and_each_names_its_flag() {
     let broken = file("clusters: [very-secret");
     let broken = broken.to_str().unwrap();
@@ -85,6 +103,7 @@ fn all_errors_are_said_at_once_and_each_names_its_flag() {
         ("--ca-bundle", no_pem),
         ("--log-format", "xml"),
         ("--log-level", "loud"),
+        ("--audit-log", "/nowhere/audit.log"),
         ("--cluster-name", "prod*"),
         ("--worker-threads", "0"),
     ];
@@ -218,6 +237,7 @@ fn pods_cannot_be_sent_to_loopback_or_to_the_operators_port() {
     assert_eq!(with(&["--listen", "127.0.0.1:9169"]).len(), 1);
     assert!(with(&["--listen", "127.0.0.1:9169", "--intercept", "none"]).is_empty());
     assert_eq!(with(&["--admin-listen", "127.0.0.1:9169"]).len(), 1);
+    assert_eq!(with(&["--admin-listen", "[127.0.0.1]:9169"]).len(), 1);
     assert_eq!(with(&["--listen", "10.0.0.1:9169,[::1]:9169"]).len(), 1);
     assert_eq!(with(&["--listen", "10.0.0.1:9169,10.0.0.2:9169"]).len(), 1);
 }
@@ -240,4 +260,11 @@ fn the_container_endpoint_is_served_where_the_flag_says_and_nowhere_else() {
         let ConfigErrors(errors) = read(value).unwrap_err();
         assert!(errors.len() == 1 && errors[0].contains(wrong), "{value}: {errors:?}");
     }
+}
+
+#[test]
+fn an_admin_socket_is_a_path_that_the_kernel_can_hold() {
+    let of =
+        |path: &str| errors(&["--admin-socket", path]).into_iter().filter(|e| e.starts_with("--admin-socket")).count();
+    assert_eq!((of("/run/a.sock"), of(""), of("/run/"), of(&format!("/{}", "a".repeat(200)))), (0, 1, 1, 1));
 }

@@ -5,20 +5,16 @@
 //! Sources: [Retrieve security credentials from instance metadata](https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html),
 //! [Container credential provider](https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html).
 
-use std::{
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, time::Duration};
 
 use aws_lc_rs::digest;
-use aws_smithy_types::{DateTime, date_time::Format};
 use bytes::Bytes;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::{
-    clock::{Deadline, Now},
+    clock::{Deadline, Now, rfc3339},
     identity::RoleArn,
     sts::Session,
 };
@@ -83,9 +79,9 @@ impl Document {
             access_key_id: &session.access_key_id,
             secret_access_key: session.secret_access_key.expose_secret(),
             token: session.session_token.expose_secret(),
-            expiration: &seconds(session.expiration)?,
+            expiration: &rfc3339(session.expiration)?,
         };
-        let last_updated = &seconds(now.wall)?;
+        let last_updated = &rfc3339(now.wall)?;
         let metadata = Metadata { code: "Success", last_updated, r#type: "AWS-HMAC", keys: &keys };
         let container = Container { keys: &keys, account_id: role.account(), role_arn: role.as_str() };
         // Room for all of it, so that growing leaves no copy of a part behind.
@@ -143,7 +139,7 @@ pub fn instance_profile(role: &RoleArn, now: Now) -> Option<String> {
     let hash = digest::digest(&digest::SHA256, role.as_str().as_bytes());
     let info = Info {
         code: "Success",
-        last_updated: &seconds(now.wall)?,
+        last_updated: &rfc3339(now.wall)?,
         instance_profile_arn: role.as_str().replacen(":role/", ":instance-profile/", 1),
         // Ids have 17 characters of A to Z and 2 to 7 after their kind.
         instance_profile_id: hash.as_ref().iter().take(17).fold("AIPA".to_owned(), |mut id, byte| {
@@ -154,15 +150,9 @@ pub fn instance_profile(role: &RoleArn, now: Now) -> Option<String> {
     serde_json::to_string_pretty(&info).ok()
 }
 
-/// `YYYY-MM-DDTHH:MM:SSZ`, exactly: the Rust SDK refuses offsets, minio's fractions.
-fn seconds(time: SystemTime) -> Option<String> {
-    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
-    DateTime::from_secs(i64::try_from(seconds).ok()?).fmt(Format::DateTime).ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Instant, SystemTime};
 
     use super::*;
 

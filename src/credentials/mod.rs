@@ -10,9 +10,11 @@ pub mod document;
 pub mod refresher;
 pub mod schedule;
 pub mod slot;
+mod standing;
+pub mod trace;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -25,13 +27,17 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 use tokio::sync::{mpsc, watch};
 
+pub use self::standing::{Figures, Standing};
 use self::{
     document::{Document, Form},
     slot::Failure,
+    trace::{Held, Report, Trace},
 };
 use crate::{
+    audit::{Audit, SharedSession},
     clock::{self, Now},
     identity::{Grant, PodUid},
 };
@@ -107,18 +113,29 @@ enum View {
     Gone,
 }
 
+/// Whose a slot is.
+#[derive(Default)]
+struct Holders {
+    /// Those who are entitled to it; one, unless sessions are shared.
+    grants: Vec<Arc<Grant>>,
+    /// What they share: who joins is told of to the auditor.
+    session: Option<SharedSession>,
+}
+
 /// The credentials of one session.
 pub struct Slot {
     /// Unlike its address in memory, never another's later.
     id: schedule::Key,
-    /// Those who are entitled to it; one, unless sessions are shared.
-    grants: Mutex<Vec<Arc<Grant>>>,
+    holders: Mutex<Holders>,
     view: ArcSwap<View>,
     changed: watch::Sender<()>,
     /// A `Want` is on its way to the refresher; a second one would say nothing new.
     wanted: AtomicBool,
     /// Seconds since the store was made.
     last_read: AtomicU64,
+    /// Somebody was given its credentials.
+    asked: AtomicBool,
+    trace: Mutex<Trace>,
 }
 
 impl fmt::Debug for Slot {
@@ -140,25 +157,14 @@ pub enum Outcome {
     Gone,
 }
 
-/// What the metrics show.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Figures {
-    /// Sessions whose credentials are held or being fetched.
-    pub slots: usize,
-    /// Those that have met neither success nor failure yet.
-    pub pending: usize,
-    /// Those whose last fetch failed, with nothing to serve.
-    pub failed: usize,
-    /// Those with less than a quarter of their life left.
-    pub low: usize,
-}
-
 /// The credentials of this node's pods.
 #[derive(Debug)]
 pub struct Store {
     scope: SessionScope,
-    /// By the grant's address in memory, which cannot be another's while the slot holds the grant.
-    slots: DashMap<usize, Arc<Slot>>,
+    audit: Arc<Audit>,
+    /// By the grant's address in memory, which cannot be another's while the slot holds the grant. Nobody can choose it,
+    /// so that a hash which is cheap will do.
+    slots: DashMap<usize, Arc<Slot>, RandomState>,
     /// Held while slots are made and ended.
     making: Mutex<()>,
     commands: mpsc::UnboundedSender<Command>,
@@ -180,18 +186,18 @@ enum Command {
 // === impl Store ===
 
 impl Store {
-    fn new(scope: SessionScope, commands: mpsc::UnboundedSender<Command>) -> Self {
-        let (slots, made) = (DashMap::new(), clock::now().monotonic);
-        Self { scope, slots, making: Mutex::default(), commands, made, next_id: AtomicU64::new(0) }
+    fn new(scope: SessionScope, audit: Arc<Audit>, commands: mpsc::UnboundedSender<Command>) -> Self {
+        let (slots, made) = (DashMap::default(), clock::now().monotonic);
+        Self { scope, audit, slots, making: Mutex::default(), commands, made, next_id: AtomicU64::new(0) }
     }
 
-    /// The credentials of `grant`, if they are there now. Never waits.
+    /// The credentials of `grant`, if they are there now, and whether nobody was given any before. Never waits.
     #[must_use]
-    pub fn get(&self, grant: &Arc<Grant>, form: Form, now: Now) -> Option<Bytes> {
+    pub fn get(&self, grant: &Arc<Grant>, form: Form, now: Now) -> Option<(Bytes, bool)> {
         let slot = self.slots.get(&address(grant))?;
         slot.read(self.age(now));
         match &**slot.view.load() {
-            View::Document(document) => document.body(form, now),
+            View::Document(document) => document.body(form, now).map(|body| (body, slot.is_asked_first())),
             View::Pending(_) | View::Failed(..) | View::Gone => None,
         }
     }
@@ -206,7 +212,10 @@ impl Store {
             slot.read(self.age(now));
             let so_far = match &**slot.view.load() {
                 View::Document(document) => match document.body(form, now) {
-                    Some(body) => return Outcome::Document(body),
+                    Some(body) => {
+                        slot.is_asked_first();
+                        return Outcome::Document(body);
+                    }
                     None => Outcome::Pending,
                 },
                 View::Failed(Failure::Permanent, until) if until.is_none_or(|until| until > now.monotonic) => {
@@ -246,23 +255,40 @@ impl Store {
         }
     }
 
+    /// How the session of `grant` stands, if there is one. That somebody looks is no reason to keep it.
+    #[must_use]
+    pub fn report(&self, grant: &Arc<Grant>, now: Now) -> Option<Report> {
+        let slot = self.slots.get(&address(grant)).map(|slot| Arc::clone(&slot))?;
+        let held = match &**slot.view.load() {
+            View::Document(document) => Held::of(document, now),
+            View::Pending(_) | View::Failed(..) | View::Gone => None,
+        };
+        let trace = slot.trace();
+        Some(Report { session_name: self.scope.session_name(grant), held, last: trace.last.clone(), next: trace.next })
+    }
+
     /// What the metrics show.
     #[must_use]
     pub fn figures(&self, now: Now) -> Figures {
-        let mut figures = Figures::default();
+        let mut figures = Figures { standings: BTreeMap::new(), low: 0, least_left: 1.0 };
         let mut seen = BTreeSet::new();
         for slot in self.slots.iter().filter(|slot| seen.insert(slot.id)) {
-            figures.slots += 1;
-            match &**slot.view.load() {
-                View::Document(document) if !document.expires().passed(now) => {
-                    figures.low += usize::from(document.expires().left(now) < document.life() / LITTLE);
-                }
-                View::Failed(..) | View::Pending(Some(_)) => figures.failed += 1,
-                View::Pending(None) => figures.pending += 1,
-                View::Document(_) | View::Gone => {}
+            *figures.standings.entry(slot.standing(now)).or_default() += 1;
+            if let View::Document(document) = &**slot.view.load()
+                && !document.expires().passed(now)
+            {
+                let (left, life) = (document.expires().left(now), document.life());
+                figures.low += usize::from(left < life / LITTLE);
+                figures.least_left = figures.least_left.min(left.as_secs_f64() / life.as_secs_f64());
             }
         }
         figures
+    }
+
+    /// How the session of `grant` stands, if there is one.
+    #[must_use]
+    pub fn standing(&self, grant: &Arc<Grant>, now: Now) -> Option<Standing> {
+        self.slots.get(&address(grant)).map(|slot| slot.standing(now))
     }
 
     fn slot(&self, grant: &Arc<Grant>) -> Arc<Slot> {
@@ -274,12 +300,18 @@ impl Store {
         if let Some(slot) = self.slots.get(&key) {
             return Arc::clone(&slot);
         }
-        let joined = self.slots.iter().find(|slot| slot.grants().iter().any(|other| self.scope.joins(grant, other)));
+        let joined =
+            self.slots.iter().find(|slot| slot.holders().grants.iter().any(|other| self.scope.joins(grant, other)));
         let joined = joined.map(|slot| Arc::clone(&slot));
         let slot = joined.unwrap_or_else(|| Slot::new(self.next_id.fetch_add(1, Ordering::Relaxed)));
         // Who comes will read.
         slot.read(self.age(clock::now()));
-        slot.grants().push(Arc::clone(grant));
+        let mut holders = slot.holders();
+        if let Some(session) = &holders.session {
+            self.audit.shared(grant, session);
+        }
+        holders.grants.push(Arc::clone(grant));
+        drop(holders);
         self.slots.insert(key, Arc::clone(&slot));
         slot
     }
@@ -293,10 +325,10 @@ impl Store {
 
     /// A grant is no longer the slot's; the last one's leaving ends it.
     fn leave(&self, _making: &MutexGuard<'_, ()>, grant: usize, slot: Arc<Slot>) {
-        let mut grants = slot.grants();
-        grants.retain(|other| address(other) != grant);
-        let last = grants.is_empty();
-        drop(grants);
+        let mut holders = slot.holders();
+        holders.grants.retain(|other| address(other) != grant);
+        let last = holders.grants.is_empty();
+        drop(holders);
         if last {
             slot.publish(View::Gone);
             let _ = self.commands.send(Command::Retire(slot));
@@ -315,7 +347,7 @@ impl Store {
     fn remove(&self, slot: &Arc<Slot>) {
         let _making = self.making();
         self.slots.retain(|_, other| !Arc::ptr_eq(other, slot));
-        slot.grants().clear();
+        slot.holders().grants.clear();
         slot.publish(View::Gone);
     }
 
@@ -344,21 +376,34 @@ impl Slot {
     fn new(id: schedule::Key) -> Arc<Self> {
         Arc::new(Self {
             id,
-            grants: Mutex::default(),
+            holders: Mutex::default(),
             view: ArcSwap::from_pointee(View::Pending(None)),
             changed: watch::Sender::new(()),
             wanted: AtomicBool::new(false),
             last_read: AtomicU64::default(),
+            asked: AtomicBool::new(false),
+            trace: Mutex::default(),
         })
     }
 
-    fn grants(&self) -> MutexGuard<'_, Vec<Arc<Grant>>> {
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    fn holders(&self) -> MutexGuard<'_, Holders> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All who have it now have this session, and so has who joins.
+    fn shares(&self, session: SharedSession, audit: &Audit) {
+        let mut holders = self.holders();
+        holders.grants.iter().for_each(|grant| audit.shared(grant, &session));
+        holders.session = Some(session);
+    }
+
+    fn trace(&self) -> MutexGuard<'_, Trace> {
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The grants, another one first each time: what the API server says of one pod is not held against the others.
     fn in_turn(&self) -> Vec<Arc<Grant>> {
-        let mut grants = self.grants();
+        let grants = &mut self.holders().grants;
         let in_turn = grants.clone();
         let one = grants.len().min(1);
         grants.rotate_left(one);
@@ -367,15 +412,25 @@ impl Slot {
 
     /// How long its sessions are asked to last.
     fn asked_life(&self) -> Option<Duration> {
-        self.grants().first().map(|grant| Duration::from_secs(grant.wish.session_seconds.into()))
+        self.holders().grants.first().map(|grant| Duration::from_secs(grant.wish.session_seconds.into()))
     }
 
     fn is_of(&self, grant: usize, pod: &PodUid) -> bool {
-        self.grants().iter().any(|other| address(other) == grant && other.pod.uid == *pod)
+        self.holders().grants.iter().any(|other| address(other) == grant && other.pod.uid == *pod)
     }
 
     fn read(&self, at: Duration) {
         self.last_read.store(at.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Whether nobody was given its credentials before; from now on somebody was.
+    fn is_asked_first(&self) -> bool {
+        // A look is cheaper than a write, and all but the first need no more.
+        !self.asked.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::Relaxed)
+    }
+
+    fn standing(&self, now: Now) -> Standing {
+        Standing::of(&self.view.load(), self.trace().fault(), now)
     }
 
     /// What the store has given up stays so.

@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,18 +23,23 @@ use super::{
     Command, Document, SessionScope, Slot, Store, View,
     schedule::{Key, Limits, Schedule, Turn},
     slot::{Event, Failure, Priority, State},
+    trace::{Attempt, Missed, Next, Stage},
 };
 use crate::{
+    audit::{Audit, SharedSession},
     clock,
     events::{Cause, Events},
     identity::Grant,
     metrics::Metrics,
-    sts::{Ask, Class, Exchange, ExchangeError, Session},
+    sts::{Ask, Call, Class, Exchange, ExchangeError},
     token::{TokenError, TokenSource},
 };
 
 /// How often it is looked whether a clock was stepped.
 const LOOK_AT_CLOCKS: Duration = Duration::from_secs(5);
+
+/// What [`Slot::meets`] is told of credentials that are good for less time than was asked for.
+const SHORTENED: &str = "shortened";
 
 /// Whether a pod is still alive and entitled to this.
 type Entitled = Box<dyn Fn(&Grant) -> bool + Send + Sync>;
@@ -61,6 +69,7 @@ struct Fetcher {
     exchange: Arc<dyn Exchange>,
     scope: SessionScope,
     events: Arc<Events>,
+    audit: Arc<Audit>,
     metrics: Arc<Metrics>,
 }
 
@@ -83,11 +92,12 @@ impl Refresher {
         metrics: Arc<Metrics>,
         channel: Channel,
     ) -> Self {
-        let scope = channel.store.scope;
+        let (scope, audit) = (channel.store.scope, Arc::clone(&channel.store.audit));
+        metrics.sts_budget_limit.set(limits.burst.into());
         Self {
             store: channel.store,
             commands: channel.commands,
-            fetcher: Arc::new(Fetcher { tokens, exchange, scope, events, metrics: Arc::clone(&metrics) }),
+            fetcher: Arc::new(Fetcher { tokens, exchange, scope, events, audit, metrics: Arc::clone(&metrics) }),
             entitled: Box::new(entitled),
             metrics,
             schedule: Schedule::new(limits, clock::now()),
@@ -173,8 +183,10 @@ impl Refresher {
     }
 
     fn step(&mut self, key: Key, event: Event) {
-        let state = self.schedule.step(key, event, clock::now(), fastrand::f64());
+        let now = clock::now();
+        let state = self.schedule.step(key, event, now, fastrand::f64());
         let Some(slot) = self.slots.get(&key) else { return };
+        slot.trace().next = Next::of(&state, now);
         slot.publish(match state {
             State::Empty => View::Pending(None),
             // Nobody waits for what is tried again after it was permanent.
@@ -197,13 +209,23 @@ impl Refresher {
     /// Starts what may be started; until when nothing more is to be done.
     fn start_fetches(&mut self) -> Option<Instant> {
         loop {
-            let turn = self.schedule.next(clock::now());
-            self.metrics.fetches_queued.set(i64::try_from(self.schedule.queued()).unwrap_or(i64::MAX));
-            match turn {
-                Turn::Wait(until) => return until,
+            match self.schedule.next(clock::now()) {
+                Turn::Wait(until) => {
+                    self.note_budget();
+                    return until;
+                }
                 Turn::Fetch(key) => self.start_fetch(key),
             }
         }
+    }
+
+    /// Each few seconds at least, for the budget grows by itself.
+    fn note_budget(&self) {
+        let fetches = [("queued", self.schedule.queued()), ("in_flight", self.in_flight.len())];
+        for (state, count) in fetches {
+            self.metrics.fetches.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.metrics.sts_budget.set(self.schedule.calls_left(clock::now()));
     }
 
     fn start_fetch(&mut self, key: Key) {
@@ -244,11 +266,35 @@ enum FetchError {
 }
 
 impl FetchError {
+    /// What is the same problem, however AWS words it this time.
+    fn kind(&self) -> String {
+        match self {
+            Self::Token(error) => format!("token {}", error.label()),
+            Self::Exchange(error) => format!("{} {} {}", error.action, error.role, error.code),
+            Self::Clock => "clock".to_owned(),
+        }
+    }
+
     fn cause(&self) -> Cause<'_> {
         match self {
             Self::Token(error) => Cause::Token(error),
             Self::Exchange(error) => Cause::Exchange(error),
             Self::Clock => Cause::Clock,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        match self {
+            Self::Token(_) => Stage::Token,
+            Self::Exchange(_) | Self::Clock => Stage::Exchange,
+        }
+    }
+
+    fn code(&self) -> &str {
+        match self {
+            Self::Token(error) => error.label(),
+            Self::Exchange(error) => &error.code,
+            Self::Clock => "Clock",
         }
     }
 
@@ -268,38 +314,57 @@ impl FetchError {
 
 impl Fetcher {
     async fn fetch(self: Arc<Self>, slot: Arc<Slot>, grant: Arc<Grant>, renewal: bool) -> Fetched {
-        let mut calls = 0;
-        let result = self.try_fetch(&slot, &grant, &mut calls).await.map(Arc::new).map_err(|error| {
-            let (pod, role) = (&grant.pod, grant.role());
-            tracing::warn!(
-                namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
-                "service account {}/{} got no credentials: {error}", pod.namespace, pod.service_account
-            );
-            let sharing = slot.grants().clone();
+        let calls = AtomicU32::new(0);
+        let fetched = self.try_fetch(&slot, &grant, &calls).await;
+        let mut missed = None;
+        let result = fetched.map(Arc::new).map_err(|error| {
+            tell_of(&slot, &grant, &error, renewal);
+            let sharing = slot.holders().grants.clone();
             // The next try is made with the token of another.
             let of_pod = matches!(&error, FetchError::Token(error) if error.is_of_pod()) && sharing.len() > 1;
             let concerned = if of_pod { std::slice::from_ref(&grant) } else { &sharing };
             concerned.iter().for_each(|grant| self.events.failed(grant, error.cause(), renewal));
-            if of_pod { Failure::Transient } else { error.failure() }
+            let failure = if of_pod { Failure::Transient } else { error.failure() };
+            missed = Some(Missed {
+                stage: error.stage(),
+                may_pass: failure != Failure::Permanent,
+                code: error.code().to_owned(),
+                words: self.events.words(&grant, error.cause(), renewal),
+            });
+            failure
         });
-        Fetched { result, calls }
+        slot.trace().last = Some(Attempt { at: clock::now().wall, missed });
+        Fetched { result, calls: calls.into_inner() }
     }
 
-    async fn try_fetch(&self, slot: &Slot, grant: &Grant, calls: &mut u32) -> Result<Document, FetchError> {
+    async fn try_fetch(&self, slot: &Slot, grant: &Grant, calls: &AtomicU32) -> Result<Document, FetchError> {
         let (session_name, tags) = (self.scope.session_name(grant), self.scope.session_tags(grant));
+        let told = |call: Call<'_>| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            self.audit.called(grant, &session_name, &call);
+        };
         let token = self.token(grant).await?;
-        let ask = Ask { wish: &grant.wish, session_name: &session_name, tags: &tags, token: &token };
-        let session = match self.exchange(ask, calls).await {
+        let ask = Ask { wish: &grant.wish, session_name: &session_name, tags: &tags, token: &token, told: &told };
+        let session = match self.exchange.exchange(ask).await {
             Err(error) if error.class == Class::TokenExpired => {
                 let token = self.token(grant).await?;
-                self.exchange(Ask { token: &token, ..ask }, calls).await
+                self.exchange.exchange(Ask { token: &token, ..ask }).await
             }
             first => first,
-        }?;
-        if session.shortened {
-            slot.grants().iter().for_each(|grant| self.events.shortened(grant));
+        };
+        if let (Ok(session), SessionScope::ServiceAccount) = (&session, self.scope) {
+            let shared = SharedSession::new(session.issued(), session_name.clone(), grant.pod.uid.clone());
+            slot.shares(shared, &self.audit);
         }
-        Document::new(&session, grant.role(), clock::now()).ok_or(FetchError::Clock)
+        // In the audit log before it is served.
+        self.audit.written().await;
+        let session = session?;
+        let document = Document::new(&session, grant.role(), clock::now()).ok_or(FetchError::Clock)?;
+        tell_of_success(slot, grant, session.shortened);
+        if session.shortened {
+            slot.holders().grants.iter().for_each(|grant| self.events.shortened(grant));
+        }
+        Ok(document)
     }
 
     async fn token(&self, grant: &Grant) -> Result<SecretString, TokenError> {
@@ -308,11 +373,38 @@ impl Fetcher {
         self.metrics.token_requests.with_label_values(&[result]).inc();
         token
     }
+}
 
-    async fn exchange(&self, ask: Ask<'_>, calls: &mut u32) -> Result<Session, ExchangeError> {
-        let exchanged = self.exchange.exchange(ask).await;
-        *calls += exchanged.calls;
-        exchanged.session
+/// A failure is a line in the log when it begins or becomes another one, and not each time that it is met.
+fn tell_of(slot: &Slot, grant: &Grant, error: &FetchError, renewal: bool) {
+    let (pod, role) = (&grant.pod, grant.role());
+    let what = if renewal { "'s credentials are not renewed" } else { " got no credentials" };
+    match slot.trace().tell(Some(error.kind())) {
+        Some(_) => tracing::warn!(
+            namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
+            "service account {}/{}{what}: {error}", pod.namespace, pod.service_account
+        ),
+        None => tracing::debug!(
+            namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
+            "service account {}/{}{what}, as before: {error}", pod.namespace, pod.service_account
+        ),
+    }
+}
+
+/// So is its end, and that sessions are shorter than was asked for.
+fn tell_of_success(slot: &Slot, grant: &Grant, shortened: bool) {
+    let (pod, role) = (&grant.pod, grant.role());
+    match slot.trace().tell(shortened.then(|| SHORTENED.to_owned())) {
+        Some(_) if shortened => tracing::warn!(
+            namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
+            "service account {}/{} gets shorter sessions than it asks for: the role does not allow {} s",
+            pod.namespace, pod.service_account, grant.wish.session_seconds
+        ),
+        Some(Some(before)) if before != SHORTENED => tracing::info!(
+            namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
+            "service account {}/{} gets credentials again", pod.namespace, pod.service_account
+        ),
+        Some(_) | None => {}
     }
 }
 
@@ -324,11 +416,11 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// An empty store.
+    /// An empty store, whose sessions are told to the auditor.
     #[must_use]
-    pub fn new(scope: SessionScope) -> Self {
+    pub fn new(scope: SessionScope, audit: Arc<Audit>) -> Self {
         let (sender, commands) = mpsc::unbounded_channel();
-        Self { store: Arc::new(Store::new(scope, sender)), commands }
+        Self { store: Arc::new(Store::new(scope, audit, sender)), commands }
     }
 
     /// The store.

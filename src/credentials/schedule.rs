@@ -82,6 +82,12 @@ impl Schedule {
         }
     }
 
+    /// Calls of STS that may be made at once now; below zero if more were made.
+    #[must_use]
+    pub fn calls_left(&self, now: Now) -> f64 {
+        self.budget.at(now)
+    }
+
     /// Fetches that wait for their turn.
     #[must_use]
     pub fn queued(&self) -> usize {
@@ -239,9 +245,13 @@ impl Budget {
     }
 
     fn refill(&mut self, now: Now) {
-        let passed = now.monotonic.saturating_duration_since(self.at).as_secs_f64();
-        self.calls = (self.calls + passed * self.per_second).min(self.burst);
+        self.calls = self.at(now);
         self.at = now.monotonic;
+    }
+
+    fn at(&self, now: Now) -> f64 {
+        let passed = now.monotonic.saturating_duration_since(self.at).as_secs_f64();
+        (self.calls + passed * self.per_second).min(self.burst)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     events::Events,
     identity::{Pod, Wish},
     metrics::Metrics,
-    sts::{Action, Ask, Class, Exchange, ExchangeError, Exchanged, Session},
+    sts::{Action, Ask, Call, Class, Exchange, ExchangeError, Session},
     token::{TokenError, TokenSource},
 };
 
@@ -64,7 +64,7 @@ impl TokenSource for Fake {
 }
 
 impl Exchange for Fake {
-    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Exchanged> {
+    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Session, ExchangeError>> {
         async move {
             let number = self.exchanges.fetch_add(1, Ordering::SeqCst);
             self.permits.acquire().await.unwrap().forget();
@@ -87,7 +87,11 @@ impl Exchange for Fake {
                 }),
                 Answer::Panic => panic!("a defect in one fetch"),
             };
-            Exchanged { session, calls: 1 }
+            let issued = session.as_ref().map(Session::issued);
+            let result = issued.as_ref().map_err(|error| *error);
+            let (action, role) = (Action::WebIdentity, &ask.wish.role);
+            (ask.told)(Call { action, role, result, request_id: None, region: None, endpoint: None });
+            session
         }
         .boxed()
     }
@@ -114,7 +118,7 @@ fn engine_of(scope: SessionScope, permits: usize, answer: Answer) -> Engine {
         without_token: Mutex::default(),
     });
     let ended = Arc::<Mutex<Option<PodUid>>>::default();
-    let channel = Channel::new(scope);
+    let channel = Channel::new(scope, Arc::new(Audit::none()));
     let store = channel.store();
     let asked = Arc::clone(&ended);
     let metrics = Arc::new(Metrics::new().unwrap());
@@ -248,7 +252,7 @@ async fn what_was_fetched_for_a_pod_that_is_gone_is_given_to_nobody() {
     engine.fake.permits.add_permits(1);
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(engine.store.get(&grant, Form::Metadata, clock::now()), None);
-    assert_eq!(engine.store.figures(clock::now()).slots, 0);
+    assert_eq!(sessions(&engine), 0);
 }
 
 #[tokio::test]
@@ -257,7 +261,7 @@ async fn nothing_is_fetched_for_who_is_not_entitled() {
     *engine.ended.lock().unwrap() = Some(grant.pod.uid.clone());
     assert_eq!(engine.store.obtain(&grant, Form::Metadata, soon()).await, Outcome::Gone);
     assert_eq!(engine.exchanges(), 0);
-    assert_eq!(engine.store.figures(clock::now()).slots, 0);
+    assert_eq!(sessions(&engine), 0);
 }
 
 #[tokio::test]
@@ -271,8 +275,8 @@ async fn the_grants_of_a_pod_have_a_slot_each_and_those_that_it_loses_end() {
 
     engine.store.entitle(&first.pod.uid, &[Arc::clone(&second)], None);
     assert_eq!(engine.store.get(&first, Form::Metadata, clock::now()), None);
-    assert_eq!(engine.store.get(&second, Form::Metadata, clock::now()), Some(of_second));
-    assert_eq!(engine.store.figures(clock::now()).slots, 2, "and that of the other pod");
+    assert_eq!(engine.store.get(&second, Form::Metadata, clock::now()), Some((of_second, false)));
+    assert_eq!(sessions(&engine), 2, "and that of the other pod");
 }
 
 #[tokio::test]
@@ -303,10 +307,10 @@ async fn a_shared_session_is_one_for_all_pods_of_a_service_account_until_the_las
 
     engine.store.entitle(&one.pod.uid, &[], None);
     assert_eq!(engine.store.get(&one, Form::Metadata, clock::now()), None);
-    assert_eq!(engine.store.get(&two, Form::Metadata, clock::now()), Some(of_one));
+    assert_eq!(engine.store.get(&two, Form::Metadata, clock::now()), Some((of_one, false)));
     engine.store.entitle(&two.pod.uid, &[], None);
     assert_eq!(engine.store.get(&two, Form::Metadata, clock::now()), None);
-    assert_eq!(engine.store.figures(clock::now()).slots, 1);
+    assert_eq!(sessions(&engine), 1);
     assert!(
         matches!(engine.store.obtain(&grant("4"), Form::Metadata, soon()).await, Outcome::Document(_)),
         "a session of its own"
@@ -340,13 +344,13 @@ async fn a_pod_that_asks_while_it_ends_does_not_keep_a_shared_session() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     engine.store.entitle(&one.pod.uid, &[], None);
-    assert_eq!(engine.store.figures(clock::now()).slots, 0);
+    assert_eq!(sessions(&engine), 0);
 }
 
 #[test]
 fn a_shared_session_that_a_pod_joins_is_not_idle() {
     let (commands, _) = mpsc::unbounded_channel();
-    let mut store = Store::new(SessionScope::ServiceAccount, commands);
+    let mut store = Store::new(SessionScope::ServiceAccount, Arc::new(Audit::none()), commands);
     let slot = store.slot(&grant("1"));
     store.made -= Duration::from_secs(7200);
     let idle = |store: &Store| store.idle(&slot, Duration::from_secs(3600), clock::now());
@@ -405,4 +409,8 @@ async fn what_is_not_renewed_is_reported_as_such_and_served_on() {
     let event = engine.reported.recv().await.unwrap();
     assert_eq!(event.reason.as_deref(), Some("RenewalFailing"));
     assert!(matches!(engine.ask(&grant).await.unwrap(), Outcome::Document(_)));
+}
+
+fn sessions(engine: &Engine) -> usize {
+    engine.store.figures(clock::now()).standings.values().sum()
 }

@@ -142,13 +142,18 @@ pub(super) fn cut(text: &str, most: usize) -> &str {
 
 fn of_token(error: &TokenError) -> String {
     match error {
-        TokenError::TimedOut | TokenError::Unreachable => "It is tried again; check the API server",
-        TokenError::NotOfThisNode { .. } | TokenError::Refused { code: 401 | 403, .. } => {
-            "Check that kube2irsa has the rights of its mode of --token-access"
+        TokenError::TimedOut | TokenError::Unreachable | TokenError::Refused { code: 429 | 500.., .. } => {
+            "It is tried again; if this stays, whoever runs the cluster has to look at the API server"
         }
-        TokenError::Refused { code: 422, .. } => "An admission policy does not allow it",
-        TokenError::Refused { code: 429 | 500.., .. } => "It is tried again; check the API server",
-        TokenError::Refused { .. } => "Pod or ServiceAccount have changed since: if this stays, make the pod anew",
+        TokenError::NotOfThisNode { .. } | TokenError::Refused { code: 401 | 403, .. } => {
+            "That is for whoever runs kube2irsa: it lacks the rights of its mode of --token-access"
+        }
+        TokenError::Refused { code: 422, .. } => {
+            "An admission policy does not allow it: that is for whoever runs the cluster"
+        }
+        TokenError::Refused { .. } => {
+            "Pod or ServiceAccount have changed since: if this stays, delete the pod, so that it is made anew"
+        }
         TokenError::Mismatch(_) => "The token was not used: tell whoever runs the API server",
     }
     .to_owned()
@@ -162,9 +167,9 @@ fn of_exchange(error: &ExchangeError, pod: &Pod, audience: &str) -> String {
         ("AccessDenied", _) if error.action == Action::AssumeRole => {
             format!("Check that, and the external id that {role} asks for")
         }
-        ("NoRegion", _) => "That is for whoever runs kube2irsa".to_owned(),
+        ("NoRegion", _) => "That is for whoever runs kube2irsa, not for you".to_owned(),
         ("AccessDenied", _) => format!(
-            "Check the role's trust policy: it must allow sts:AssumeRoleWithWebIdentity to the cluster's OIDC provider where its sub is system:serviceaccount:{}:{} and its aud is {audience}",
+            "Check that the role exists, and that its trust policy allows sts:AssumeRoleWithWebIdentity to the cluster's OIDC provider where its sub is system:serviceaccount:{}:{} and its aud is {audience}",
             pod.namespace, pod.service_account
         ),
         ("IDPCommunicationError", _) | ("InvalidIdentityToken", Class::Transient) => {

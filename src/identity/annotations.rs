@@ -179,6 +179,12 @@ impl Keys {
         }
     }
 
+    /// The annotation that names the role.
+    #[must_use]
+    pub fn role_arn(&self) -> &str {
+        &self.role_arn
+    }
+
     /// From now on roles that are no ARN are taken for this.
     pub fn take_plain_names_for(&mut self, plain_names: PlainNames) {
         self.plain_names = plain_names;

@@ -21,7 +21,10 @@ use kube::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{clock, metrics::Metrics};
+use crate::{
+    clock,
+    metrics::{Heard, Metrics},
+};
 
 /// Pauses between attempts to reach the API server double from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -148,11 +151,12 @@ impl Collection {
         mut heard: impl FnMut(News<U>),
     ) {
         let errors = self.metrics.watch_errors.with_label_values(&[self.resource]);
+        let sign = self.metrics.watch_silence.begin(self.resource);
         let mut pauses = Pauses::default();
         let (mut place, mut told) = (None, String::new());
         loop {
             let begun = clock::now().monotonic;
-            let ended = self.go_on(&mut place, &keep, &mut heard).await;
+            let ended = self.go_on(&mut place, &sign, &keep, &mut heard).await;
             let good = begun.elapsed() >= GOOD_AFTER;
             if good {
                 told.clear();
@@ -182,6 +186,7 @@ impl Collection {
     async fn go_on<T: DeserializeOwned, U>(
         &self,
         place: &mut Option<String>,
+        sign: &Heard,
         keep: &impl Fn(T) -> U,
         heard: &mut impl FnMut(News<U>),
     ) -> Result<(), Interruption> {
@@ -189,11 +194,12 @@ impl Collection {
             Some(place) => place,
             None => {
                 let (objects, version) = self.list(keep).await?;
+                sign.now();
                 heard(News::All(objects));
                 place.insert(version)
             }
         };
-        self.watch(place, keep, heard).await
+        self.watch(place, sign, keep, heard).await
     }
 
     /// What is kept of all objects that can be read, and the resource version at which they were so.
@@ -234,6 +240,7 @@ impl Collection {
     async fn watch<T: DeserializeOwned, U>(
         &self,
         place: &mut String,
+        sign: &Heard,
         keep: &impl Fn(T) -> U,
         heard: &mut impl FnMut(News<U>),
     ) -> Result<(), Interruption> {
@@ -244,12 +251,14 @@ impl Collection {
             if self.metadata_only { request.watch_metadata(&params, place) } else { request.watch(&params, place) };
         let stream = self.client.request_stream(request.map_err(kube::Error::BuildRequest)?).await?;
         let mut stream = std::pin::pin!(stream);
+        sign.now();
         let stale = self.metrics.stale_events.with_label_values(&[self.resource]);
         let (mut line, mut silent) = (Vec::new(), true);
         let broken =
             |error: io::Error, silent| if silent && timed_out(&error) { Interruption::Silent } else { error.into() };
         while stream.read_until(b'\n', &mut line).await.map_err(|error| broken(error, silent))? > 0 {
             silent = false;
+            sign.now();
             if line.last() != Some(&b'\n') {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }

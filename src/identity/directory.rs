@@ -13,6 +13,7 @@ use std::{
 };
 
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -27,10 +28,11 @@ use super::{
     policy::{Demands, NamespacePolicy},
 };
 
+pub mod found;
 mod host;
 mod linked;
 
-pub use host::HostPods;
+pub use host::{HostPods, Reach};
 
 /// The share of a caller's time after which an unknown address is looked up.
 const LOOK_UP_AFTER: f64 = 0.44;
@@ -56,7 +58,8 @@ type OnInvalid = Box<dyn Fn(&Pod, &AnnotationError) + Send + Sync>;
 
 /// Address → pod and role.
 pub struct Directory {
-    entries: DashMap<IpAddr, Entry>,
+    /// Only the API server's news put addresses in: no pod can choose them, so that a hash which is cheap will do.
+    entries: DashMap<IpAddr, Entry, RandomState>,
     /// Those of pods on the node's network.
     on_host: DashMap<PodUid, Arc<Caller>>,
     state: Mutex<State>,
@@ -72,6 +75,8 @@ pub struct Directory {
 struct State {
     index: PodIndex,
     host_pods: HostPods,
+    /// Ours, where we are one of them.
+    own_pod: Option<PodUid>,
     /// The roles of pods that may ask: one and the same grant for as long as nothing about it changes.
     roles: HashMap<PodUid, Roles>,
     /// Addresses to be looked at.
@@ -96,8 +101,6 @@ struct Accounts {
 /// What the metrics show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
-    /// Pods that are known.
-    pub pods: usize,
     /// Addresses that several pods claim.
     pub disputed: usize,
     /// Addresses whose pod is suspended.
@@ -127,7 +130,7 @@ impl Directory {
     ) -> (Self, mpsc::Receiver<IpAddr>) {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
-            entries: DashMap::new(),
+            entries: DashMap::default(),
             on_host: DashMap::new(),
             state: Mutex::new(State { index: PodIndex::new(binding), policy, ..State::default() }),
             wanted: Notify::new(),
@@ -236,7 +239,15 @@ impl Directory {
         let (disputed, suspended) = state.index.withheld();
         let is_invalid = |pod: &&Arc<Pod>| state.roles(pod).all().any(|role| matches!(role, Role::Invalid(_)));
         let invalid = state.index.pods().filter(is_invalid).count();
-        Figures { pods: state.index.pods().count(), disputed, suspended, invalid }
+        Figures { disputed, suspended, invalid }
+    }
+
+    /// Tells of each pod what becomes of its requests, and its main role, briefly and under a lock.
+    pub fn each_pod(&self, mut tell: impl FnMut(Reach, &Role)) {
+        let state = self.state();
+        for pod in state.index.pods() {
+            tell(state.reach(pod), &state.roles(pod).main);
+        }
     }
 
     // What the watches write.

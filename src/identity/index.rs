@@ -278,6 +278,11 @@ impl PodIndex {
         self.claimants.get(&address).into_iter().flat_map(BTreeMap::keys).cloned().collect()
     }
 
+    /// How a pod's claim of `address` stands.
+    pub(super) fn standing(&self, address: IpAddr, uid: &PodUid) -> Option<Standing> {
+        self.claimants.get(&address)?.get(uid).copied()
+    }
+
     /// Whether some claimant's link was never looked for.
     #[must_use]
     pub fn unlooked(&self, address: IpAddr) -> bool {

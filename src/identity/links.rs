@@ -9,7 +9,7 @@ use std::{
     io,
     net::IpAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_route::{
@@ -35,10 +35,13 @@ const LOOPBACK: u32 = 1;
 
 /// After the socket broke.
 const PAUSE: Duration = Duration::from_millis(100);
+/// It is a new trouble when it was well for so long.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Tells the directory of this node's links; ends only when there is no socket to be had.
 pub async fn keep(directory: Arc<Directory>, metrics: Arc<Metrics>) {
     let mut first = true;
+    let mut told = None::<Instant>;
     loop {
         let socket = match Socket::open(&GROUPS) {
             Ok(socket) => socket,
@@ -52,7 +55,12 @@ pub async fn keep(directory: Arc<Directory>, metrics: Arc<Metrics>) {
         let Err(error) = watch.run(&mut first).await;
         directory.doubt_all(now());
         metrics.link_overruns.inc();
-        tracing::warn!(%error, "the watch of links broke; all are looked at again");
+        let broke = clock::now().monotonic;
+        // What lasts is said once: each time less than this after the last.
+        if told.is_none_or(|before| broke.duration_since(before) > QUIET) {
+            tracing::warn!(%error, "the watch of links broke; all are looked at again");
+        }
+        told = Some(broke);
         // Whatever broke it may last: nobody is served meanwhile, and no core is burnt.
         tokio::time::sleep(PAUSE).await;
     }

@@ -23,7 +23,7 @@ pub mod watch;
 
 pub use annotations::{Target, Wish};
 pub use caller::{Caller, Grant, Role, Roles, Unidentified};
-pub use directory::{Directory, HostPods};
+pub use directory::{Directory, HostPods, Reach};
 pub use index::Pod;
 pub use names::{Namespace, NodeName, PodUid, RoleArn, ServiceAccountName, ServiceAccountUid};
 pub use peer::Peer;

@@ -61,11 +61,24 @@ impl PermittedRoles {
     /// Whether one of the globs matches the whole ARN.
     #[must_use]
     pub fn permits(&self, arn: &str) -> bool {
+        self.permitting(arn).is_some()
+    }
+
+    /// The globs.
+    #[must_use]
+    pub fn globs(&self) -> &[String] {
+        &self.0
+    }
+
+    /// The first of the globs that matches the whole ARN.
+    #[must_use]
+    pub fn permitting(&self, arn: &str) -> Option<&str> {
         // Since `*` takes no colon, each colon of the ARN is one of the glob's.
-        self.0.iter().any(|glob| {
+        let permitting = self.0.iter().find(|glob| {
             glob.split(':').count() == arn.split(':').count()
                 && glob.split(':').zip(arn.split(':')).all(|(glob, part)| matches(glob.as_bytes(), part.as_bytes()))
-        })
+        });
+        permitting.map(String::as_str)
     }
 }
 

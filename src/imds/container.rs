@@ -26,7 +26,6 @@ use tokio::time::Instant;
 
 use super::{
     pods::{Pods, Unentitled},
-    respond::BUDGET,
     route::decode,
 };
 use crate::{
@@ -116,13 +115,18 @@ impl Container {
         Self { pods, keys, audiences: [audience, POD_IDENTITY.to_owned()], require_token, addresses, metrics }
     }
 
-    /// The answer to a request from `peer`. `own`: the address that the connection came to, where
-    /// it was not redirected.
-    pub async fn respond(&self, head: request::Parts, peer: &Peer, own: Option<SocketAddr>) -> Response<Full<Bytes>> {
-        let deadline = Instant::now() + BUDGET;
+    /// The answer to a request from `peer`, by `deadline`. `own`: the address that the connection came to, where it was
+    /// not redirected.
+    pub async fn respond(
+        &self,
+        head: &request::Parts,
+        peer: &Peer,
+        own: Option<SocketAddr>,
+        deadline: Instant,
+    ) -> Response<Full<Bytes>> {
         let wanted = wanted(head.uri.path());
         let kind = if wanted.is_some() { RequestKind::ContainerCredentials } else { RequestKind::Other };
-        let found = match self.host(&head, own).and_then(|()| wanted.ok_or(Problem::NoSuchPath)) {
+        let found = match self.host(head, own).and_then(|()| wanted.ok_or(Problem::NoSuchPath)) {
             Ok(_) if !matches!(head.method, Method::GET | Method::HEAD) => Err(Problem::OnlyRead),
             Ok(wanted) => self.credentials(&wanted, &head.headers, peer, deadline).await,
             Err(problem) => Err(problem),

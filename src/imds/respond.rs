@@ -2,13 +2,16 @@
 //!
 //! Owns the time budget of a request and what each outcome looks like to an SDK. Bodies of errors are empty: CRT would
 //! take one for a role's name.
+//!
+//! A request's future is moved several times before it is first polled. So whatever waits has its state in a box, which a
+//! request that finds all there never makes.
 
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, SERVER, USER_AGENT},
     request,
 };
@@ -37,9 +40,10 @@ use crate::{
 /// From a request's arrival to its answer: most SDKs leave after one second.
 pub(super) const BUDGET: Duration = Duration::from_millis(900);
 
-const TOKEN: &str = "x-aws-ec2-metadata-token";
-const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
-const FORWARDED_FOR: &str = "x-forwarded-for";
+// Names that are parsed once, not with each request.
+static TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
+static TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
 pub(super) const EC2: HeaderValue = HeaderValue::from_static("EC2ws");
 
@@ -83,12 +87,16 @@ impl Imds {
         Self { pods, keys, facts, passage, require_imdsv2, metrics }
     }
 
-    /// The answer to a request from `peer`. No request's body means anything.
+    /// The answer to a request from `peer`, by `deadline`. No request's body means anything.
     ///
     /// # Errors
     /// When the connection is to be closed instead.
-    pub async fn respond(&self, head: request::Parts, peer: &Peer) -> Result<Response<Full<Bytes>>, Close> {
-        let deadline = Instant::now() + BUDGET;
+    pub async fn respond(
+        &self,
+        head: &request::Parts,
+        peer: &Peer,
+        deadline: Instant,
+    ) -> Result<Response<Full<Bytes>>, Close> {
         let mut route = route(head.uri.path());
         if route == Route::Other
             && head.method == Method::GET
@@ -126,11 +134,11 @@ impl Imds {
 
     /// `PUT /latest/api/token`: at once, whoever asks.
     fn token(&self, headers: &HeaderMap, peer: &Peer) -> Answer {
-        if headers.contains_key(FORWARDED_FOR) {
+        if headers.contains_key(&FORWARDED_FOR) {
             return Answer::Empty(StatusCode::FORBIDDEN);
         }
         let digits = |ttl: &&str| ttl.bytes().all(|byte| byte.is_ascii_digit());
-        let ttl = headers.get(TOKEN_TTL).and_then(|ttl| ttl.to_str().ok().filter(digits)?.parse().ok());
+        let ttl = headers.get(&TOKEN_TTL).and_then(|ttl| ttl.to_str().ok().filter(digits)?.parse().ok());
         match ttl.filter(|ttl| (1..=LONGEST_TTL_SECONDS).contains(ttl)) {
             Some(ttl) => Answer::Token { token: self.keys.load().issue(peer, clock::now().unix_seconds(), ttl), ttl },
             None => Answer::Empty(StatusCode::BAD_REQUEST),
@@ -139,7 +147,7 @@ impl Imds {
 
     /// When the request's session token was issued, if it has one. One that is not good is an error.
     fn session(&self, headers: &HeaderMap, peer: &Peer) -> Result<Option<Issued>, Answer> {
-        let Some(token) = headers.get(TOKEN) else {
+        let Some(token) = headers.get(&TOKEN) else {
             self.metrics.requests_without_session.inc();
             return if self.require_imdsv2 { Err(self.no_token()) } else { Ok(None) };
         };
@@ -186,7 +194,11 @@ impl Imds {
 
     /// Who asks.
     async fn caller(&self, session: Option<Issued>, peer: &Peer, deadline: Instant) -> Result<Arc<Caller>, Answer> {
-        let caller = self.pods.identify(peer, deadline).await.map_err(|why| {
+        let identified = match self.pods.identified(peer) {
+            Some(caller) => Ok(caller),
+            None => Box::pin(self.pods.identify(peer, deadline)).await,
+        };
+        let caller = identified.map_err(|why| {
             Answer::Empty(match why {
                 Unidentified::Nobody | Unidentified::LinkLocal | Unidentified::HostProcess => StatusCode::NOT_FOUND,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -206,7 +218,7 @@ impl Imds {
     }
 
     async fn of_node(&self, fact: Fact, deadline: Instant) -> Answer {
-        match self.facts.get(fact, deadline).await {
+        match Box::pin(self.facts.get(fact, deadline)).await {
             Ok(Some(text)) => Answer::Text(text),
             Ok(None) => Answer::Empty(StatusCode::NOT_FOUND),
             Err(_) => Answer::Empty(StatusCode::SERVICE_UNAVAILABLE),
@@ -215,7 +227,7 @@ impl Imds {
 
     async fn passed(&self, path: String, peer: &Peer, deadline: Instant) -> Answer {
         let Some(passage) = &self.passage else { return Answer::Empty(StatusCode::NOT_FOUND) };
-        match passage.read(path, peer, deadline).await {
+        match Box::pin(passage.read(path, peer, deadline)).await {
             Ok(Some(page)) => Answer::Page(page),
             Ok(None) => Answer::Empty(StatusCode::NOT_FOUND),
             Err(why) => {
@@ -293,7 +305,7 @@ impl Answer {
             Self::Token { token, ttl } => {
                 let mut response = Response::new(Full::new(token.into()));
                 response.headers_mut().insert(CONTENT_TYPE, TEXT);
-                response.headers_mut().insert(TOKEN_TTL, ttl.into());
+                response.headers_mut().insert(&TOKEN_TTL, ttl.into());
                 response
             }
             Self::OnlyPut => {

@@ -225,6 +225,8 @@ async fn requests(
         let body = (!body.is_end_stream()).then_some(body);
         let turn = if progress.has_begun() { place.turn(now) } else { None };
         progress.request(now.into(), body.is_some());
+        // The time for an answer begins when it is its turn and all of it is there.
+        let waits = turn.is_some() || body.is_some();
         let (progress, draining) = (&progress, &draining);
         async move {
             // What is rare is in a box: room for it would be moved about with each request.
@@ -242,7 +244,11 @@ async fn requests(
                     metrics.closed(why);
                     Ok(last(status))
                 }
-                None => asks.services.respond(asks.meant, head, asks.peer).await,
+                None => {
+                    let begun = if waits { Instant::now() } else { now };
+                    let deadline = tokio::time::Instant::from(begun) + BUDGET;
+                    asks.services.respond(asks.meant, &head, asks.peer, deadline).await
+                }
             };
             progress.answered();
             if let Ok(response) = &mut response
@@ -266,6 +272,8 @@ async fn requests(
     let ended = async {
         let mut connection = Pin::new(&mut connection);
         tokio::select! {
+            // In this order each time, for to choose one costs each request.
+            biased;
             ended = connection.as_mut() => return ended,
             () = drain.signaled() => {}
         }

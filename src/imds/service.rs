@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::{Response, request};
 use http_body_util::Full;
+use tokio::time::Instant;
 
 use super::{
     container::{self, Container},
@@ -35,27 +36,28 @@ pub enum Service {
 }
 
 impl Services {
-    /// The answer to a request from `peer`.
+    /// The answer to a request from `peer`, by `deadline`.
     ///
     /// # Errors
     /// When the connection is to be closed instead.
     pub async fn respond(
         &self,
         service: Service,
-        head: request::Parts,
+        head: &request::Parts,
         peer: &Peer,
+        deadline: Instant,
     ) -> Result<Response<Full<Bytes>>, Close> {
         let own = match service {
-            Service::Metadata => return self.imds.respond(head, peer).await,
+            Service::Metadata => return self.imds.respond(head, peer, deadline).await,
             Service::ByPath(_) if !container::is_path(head.uri.path()) => {
-                return self.imds.respond(head, peer).await;
+                return self.imds.respond(head, peer, deadline).await;
             }
             Service::Container => None,
             Service::ByPath(own) => Some(own),
         };
         match &self.container {
             // In a box, so that a request of the metadata service does not carry the room for it along.
-            Some(container) => Ok(Box::pin(container.respond(head, peer, own)).await),
+            Some(container) => Ok(Box::pin(container.respond(head, peer, own, deadline)).await),
             None => Err(Close),
         }
     }

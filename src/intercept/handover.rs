@@ -17,14 +17,11 @@
 //! all at once.
 
 use std::{
-    fs::{self, DirBuilder, File, Metadata},
+    fs::{self, File},
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     net::SocketAddr,
-    os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::fs::{DirBuilderExt as _, MetadataExt as _},
-    },
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -38,6 +35,8 @@ use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
     sync::watch,
 };
+
+use crate::local_socket::{self, Name, identity, is_answered};
 
 const SOCKET: &str = "handover.sock";
 /// What daemons have in the state directory to follow one another.
@@ -182,15 +181,6 @@ pub async fn is_offered(state_dir: &Path) -> bool {
     is_answered(&state_dir.join(SOCKET)).await
 }
 
-async fn is_answered(place: &Path) -> bool {
-    UnixStream::connect(place).await.is_ok()
-}
-
-/// Which file it is, whatever it is called.
-fn identity(metadata: io::Result<Metadata>) -> Option<(u64, u64)> {
-    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
 /// The offer of a daemon's sockets to the next one.
 #[derive(Debug)]
 pub struct Offer {
@@ -204,7 +194,7 @@ pub struct Offer {
 #[derive(Debug)]
 pub struct Place {
     listener: UnixListener,
-    identity: Option<(u64, u64)>,
+    name: Name,
 }
 
 /// What became of an offer.
@@ -245,18 +235,8 @@ impl Offer {
     /// # Errors
     /// When it cannot be had, yet.
     pub fn take_place(&self) -> io::Result<Place> {
-        let new = self.path.with_file_name(NEW_SOCKET);
-        if let Some(directory) = self.path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = UnixListener::bind(&new)?;
-        let identity = identity(fs::symlink_metadata(&new));
-        fs::rename(&new, &self.path)?;
-        Ok(Place { listener, identity })
+        let (listener, name) = local_socket::take(&self.path)?;
+        Ok(Place { listener, name })
     }
 
     /// Makes the offer there until the next daemon serves. `owns` says whether the rules are ours meanwhile.
@@ -265,7 +245,7 @@ impl Offer {
             let accepted = tokio::select! {
                 accepted = place.listener.accept() => accepted,
                 () = tokio::time::sleep(LOOK_AGAIN) => {
-                    if identity(fs::symlink_metadata(&self.path)) != place.identity {
+                    if !place.name.is_ours() {
                         return Made::Lost;
                     }
                     continue;

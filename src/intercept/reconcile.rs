@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream::BoxStream};
+use prometheus::IntGauge;
 use tokio::sync::watch;
 
 use super::{
@@ -92,7 +93,7 @@ async fn remove_host_rules(readiness: &Readiness) {
 
 async fn keep_guard(addresses: &Arc<[IpAddr]>, readiness: &Readiness, metrics: &Metrics, stands: watch::Sender<bool>) {
     let guard = Guard::new(Arc::clone(addresses));
-    let mut health = Health::new(Condition::Guard);
+    let mut health = Health::new(Condition::Guard, Some(metrics.rules_present.with_label_values(&["guard"])));
     let mut announcements = None;
     loop {
         announcements = announcements.or_else(|| announcements::routing_rules().ok());
@@ -119,7 +120,7 @@ async fn keep_redirect(interception: &Interception, readiness: &Readiness, metri
         told: Vec::new(),
         metrics,
     };
-    let mut health = Health::new(Condition::Rules);
+    let mut health = Health::new(Condition::Rules, Some(metrics.rules_present.with_label_values(&["redirect"])));
     let (mut announcements, mut obstacles_seen) = (None, None::<Instant>);
     loop {
         if let (None, Some(backend)) = (&announcements, keeper.backend()) {
@@ -156,15 +157,20 @@ async fn limited<T>(limit: Duration, look: impl Future<Output = Result<T, String
 pub(super) struct Health {
     condition: Condition,
     was_well: bool,
+    /// Where that is told too, but where "well" may be that there is nothing to put in place.
+    present: Option<IntGauge>,
 }
 
 impl Health {
-    pub(super) fn new(condition: Condition) -> Self {
-        Self { condition, was_well: true }
+    pub(super) fn new(condition: Condition, present: Option<IntGauge>) -> Self {
+        Self { condition, was_well: true, present }
     }
 
     pub(super) fn tell(&mut self, look: Result<(), String>, readiness: &Readiness) -> bool {
         let was_well = std::mem::replace(&mut self.was_well, look.is_ok());
+        if let Some(present) = &self.present {
+            present.set(look.is_ok().into());
+        }
         match look {
             Ok(()) => {
                 if !was_well {
@@ -258,6 +264,7 @@ impl Keeper<'_> {
     /// It matters only behind a firewall, or where another redirect comes back; whether packets come is seen by themselves.
     fn tell_of_what_is_beside(&mut self, result: Result<(), String>) {
         let was_well = std::mem::replace(&mut self.is_well_beside, result.is_ok());
+        self.metrics.rules_present.with_label_values(&["beside"]).set(result.is_ok().into());
         if let (true, Err(problem)) = (was_well, result) {
             tracing::warn!("not all is in place beside the redirect, and tried again: {problem}");
         }

@@ -25,6 +25,7 @@ use aws_sdk_sts::{
         timeout::TimeoutConfig,
     },
     error::{ProvideErrorMetadata, SdkError},
+    operation::RequestId,
     types,
 };
 use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse};
@@ -46,6 +47,8 @@ use crate::{
 const TIME_LIMIT: Duration = Duration::from_millis(1750);
 /// The region whose endpoint is `sts.amazonaws.com`.
 const GLOBAL: &str = "aws-global";
+/// Where that is.
+const OF_GLOBAL: &str = "us-east-1";
 /// What a role allows unless its owner says otherwise, in seconds.
 const ROLE_DEFAULT: u32 = 3600;
 /// The least that STS gives, in seconds: enough for a second hop.
@@ -68,8 +71,34 @@ pub struct Session {
     pub shortened: bool,
 }
 
-/// What is asked for.
+/// Keys that STS gave, without their secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// `AccessKeyId`.
+    pub access_key_id: String,
+    /// `Expiration`, as in [`Session`].
+    pub expiration: SystemTime,
+}
+
+/// A call of STS, and what came of it.
 #[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// What was asked.
+    pub action: Action,
+    /// For which role.
+    pub role: &'a RoleArn,
+    /// The keys, or why there are none.
+    pub result: Result<&'a Issued, &'a ExchangeError>,
+    /// The id that STS gave the request, if it answered.
+    pub request_id: Option<&'a str>,
+    /// The region whose STS was called, if that is known.
+    pub region: Option<&'a str>,
+    /// The endpoint, if it is not the region's own.
+    pub endpoint: Option<&'a str>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
 pub struct Ask<'a> {
     /// The role, and the way there.
     pub wish: &'a Wish,
@@ -79,21 +108,31 @@ pub struct Ask<'a> {
     pub tags: &'a [(&'static str, String)],
     /// The service account token.
     pub token: &'a SecretString,
+    /// Is told of each call of STS as it ends.
+    pub told: &'a (dyn Fn(Call<'_>) + Send + Sync),
 }
 
-/// What came of it.
-#[derive(Debug)]
-pub struct Exchanged {
-    /// The credentials.
-    pub session: Result<Session, ExchangeError>,
-    /// Calls of STS that it took.
-    pub calls: u32,
+impl fmt::Debug for Ask<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ask")
+            .field("wish", &self.wish)
+            .field("session_name", &self.session_name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// What can be told of it.
+    #[must_use]
+    pub fn issued(&self) -> Issued {
+        Issued { access_key_id: self.access_key_id.clone(), expiration: self.expiration }
+    }
 }
 
 /// Exchanges service account tokens for credentials.
 pub trait Exchange: Send + Sync {
     /// Credentials of the role that is asked for.
-    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Exchanged>;
+    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Session, ExchangeError>>;
 }
 
 /// AWS's security token service.
@@ -101,8 +140,9 @@ pub struct Sts {
     client: Client,
     /// Whether there is a global endpoint beside the region's: in the partition `aws`, unless one was named.
     has_global: bool,
-    /// Whether a signature can be made: it is for a region.
-    signs: bool,
+    /// Without it no signature can be made: it is for a region.
+    region: Option<String>,
+    endpoint: Option<String>,
     cluster_name: Option<String>,
     skew: Skew,
     metrics: Arc<Metrics>,
@@ -135,42 +175,40 @@ impl Sts {
             .identity_cache(IdentityCache::no_cache())
             .interceptor(skew.clone());
         let has_global = endpoint.is_none() && region.as_deref().is_some_and(is_of_partition_aws);
-        let signs = region.is_some();
-        config.set_region(region.map(Region::new));
-        config.set_endpoint_url(endpoint);
-        Self { client: Client::from_conf(config.build()), has_global, signs, cluster_name, skew, metrics }
+        config.set_region(region.clone().map(Region::new));
+        config.set_endpoint_url(endpoint.clone());
+        Self { client: Client::from_conf(config.build()), has_global, region, endpoint, cluster_name, skew, metrics }
     }
 
-    async fn hops(&self, ask: Ask<'_>, calls: &mut u32) -> Result<Session, ExchangeError> {
+    async fn hops(&self, ask: Ask<'_>) -> Result<Session, ExchangeError> {
         match &ask.wish.target {
-            None => self.first_hop(ask, calls).await,
-            Some(target) if !self.signs => Err(ExchangeError::new(
+            None => self.first_hop(ask).await,
+            Some(target) if self.region.is_none() => Err(ExchangeError::new(
                 (Action::AssumeRole, &target.role),
                 Class::Permanent,
                 "NoRegion",
                 "a second hop is signed for a region, and --sts-endpoint names none: add --region",
             )),
             Some(target) => {
-                let first = self.web_identity(ask, SHORTEST, calls).await?;
-                self.assume_role(ask, target, first, calls).await
+                let first = self.web_identity(ask, SHORTEST).await?;
+                self.assume_role(ask, target, first).await
             }
         }
     }
 
     /// A session that the role does not allow to be so long is asked for once more, at what every role allows.
-    async fn first_hop(&self, ask: Ask<'_>, calls: &mut u32) -> Result<Session, ExchangeError> {
+    async fn first_hop(&self, ask: Ask<'_>) -> Result<Session, ExchangeError> {
         let seconds = ask.wish.session_seconds;
-        match self.web_identity(ask, seconds, calls).await {
+        match self.web_identity(ask, seconds).await {
             Err(error) if error.session_too_long() && seconds > ROLE_DEFAULT => {
-                tracing::warn!(role = %ask.wish.role, asked = seconds, "{error}; it gets {ROLE_DEFAULT} s");
-                let session = self.web_identity(ask, ROLE_DEFAULT, calls).await;
+                let session = self.web_identity(ask, ROLE_DEFAULT).await;
                 session.map(|session| Session { shortened: true, ..session })
             }
             first => first,
         }
     }
 
-    async fn web_identity(&self, ask: Ask<'_>, seconds: u32, calls: &mut u32) -> Result<Session, ExchangeError> {
+    async fn web_identity(&self, ask: Ask<'_>, seconds: u32) -> Result<Session, ExchangeError> {
         let what = (Action::WebIdentity, &ask.wish.role);
         let call = self
             .client
@@ -181,17 +219,16 @@ impl Sts {
             .web_identity_token(ask.token.expose_secret())
             .customize()
             .config_override(self.endpoint_of(ask.wish));
-        let call = async { call.send().await.map(|answer| answer.credentials) };
-        self.counted(what, call, &[ask.token], calls).await
+        let call = async {
+            call.send().await.map(|answer| Answered {
+                request_id: answer.request_id().map(str::to_owned),
+                credentials: answer.credentials,
+            })
+        };
+        self.counted(ask, what, call, &[ask.token]).await
     }
 
-    async fn assume_role(
-        &self,
-        ask: Ask<'_>,
-        target: &Target,
-        first: Session,
-        calls: &mut u32,
-    ) -> Result<Session, ExchangeError> {
+    async fn assume_role(&self, ask: Ask<'_>, target: &Target, first: Session) -> Result<Session, ExchangeError> {
         let what = (Action::AssumeRole, &target.role);
         let sent = [&first.secret_access_key, &first.session_token];
         let [secret, token] = sent.map(|secret| secret.expose_secret().to_owned());
@@ -212,30 +249,43 @@ impl Sts {
             .set_transitive_tag_keys(Some(tags.iter().map(|(key, _)| (*key).to_owned()).collect()))
             .customize()
             .config_override(self.endpoint_of(ask.wish).credentials_provider(keys));
-        let call = async { call.send().await.map(|answer| answer.credentials) };
-        self.counted(what, call, &sent, calls).await.map_err(|error| hinted(error, &ask.wish.role, target))
+        let call = async {
+            call.send().await.map(|answer| Answered {
+                request_id: answer.request_id().map(str::to_owned),
+                credentials: answer.credentials,
+            })
+        };
+        self.counted(ask, what, call, &sent).await.map_err(|error| hinted(error, &ask.wish.role, target))
     }
 
     /// The global endpoint for those who ask for it, where there is one.
     fn endpoint_of(&self, wish: &Wish) -> aws_sdk_sts::config::Builder {
         let mut config = aws_sdk_sts::config::Builder::default();
-        if self.has_global && wish.regional_sts == Some(false) {
+        if self.is_global_for(wish) {
             config.set_region(Some(Region::from_static(GLOBAL)));
         }
         config
     }
 
+    fn is_global_for(&self, wish: &Wish) -> bool {
+        self.has_global && wish.regional_sts == Some(false)
+    }
+
     async fn counted<E: ProvideErrorMetadata>(
         &self,
+        ask: Ask<'_>,
         what: (Action, &RoleArn),
-        call: impl Future<Output = Result<Option<types::Credentials>, SdkError<E, HttpResponse>>>,
+        call: impl Future<Output = Result<Answered, SdkError<E, HttpResponse>>>,
         sent: &[&SecretString],
-        calls: &mut u32,
     ) -> Result<Session, ExchangeError> {
-        *calls += 1;
         let start = clock::now();
-        let answer = call.await.map_err(|error| ExchangeError::explain(what, &error, sent));
-        let session = answer.and_then(|credentials| {
+        let answer = call.await;
+        let request_id = match &answer {
+            Ok(answered) => answered.request_id.clone(),
+            Err(error) => error.request_id().map(str::to_owned),
+        };
+        let answer = answer.map_err(|error| ExchangeError::explain(what, &error, sent));
+        let session = answer.and_then(|Answered { credentials, .. }| {
             let none = "STS answered without credentials";
             let none = || ExchangeError::new(what, Class::Transient, "NoCredentials", none);
             credentials.map(|credentials| self.session(credentials)).ok_or_else(none)
@@ -243,6 +293,15 @@ impl Sts {
         self.metrics.exchange_seconds.observe(clock::now().monotonic.duration_since(start.monotonic).as_secs_f64());
         let result = session.as_ref().map_or_else(ExchangeError::label, |_| "ok");
         self.metrics.exchanges.with_label_values(&[what.0.label(), result]).inc();
+        let issued = session.as_ref().map(Session::issued);
+        (ask.told)(Call {
+            action: what.0,
+            role: what.1,
+            result: issued.as_ref().map_err(|error| *error),
+            request_id: request_id.as_deref(),
+            region: if self.is_global_for(ask.wish) { Some(OF_GLOBAL) } else { self.region.as_deref() },
+            endpoint: self.endpoint.as_deref(),
+        });
         session
     }
 
@@ -261,13 +320,15 @@ impl Sts {
 }
 
 impl Exchange for Sts {
-    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Exchanged> {
-        Box::pin(async move {
-            let mut calls = 0;
-            let session = self.hops(ask, &mut calls).await;
-            Exchanged { session, calls }
-        })
+    fn exchange<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Session, ExchangeError>> {
+        Box::pin(self.hops(ask))
     }
+}
+
+/// What STS answered: the credentials, and the id of the request.
+struct Answered {
+    credentials: Option<types::Credentials>,
+    request_id: Option<String>,
 }
 
 /// China, GovCloud and the isolated partitions have no endpoint but the regions' own.

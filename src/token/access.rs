@@ -130,6 +130,12 @@ impl Access {
         Self { own, as_node, mode: watch::Sender::new(None) }
     }
 
+    /// The mode in force, if that is decided.
+    #[must_use]
+    pub fn mode(&self) -> Option<Mode> {
+        *self.mode.borrow()
+    }
+
     /// The mode in force and its client, once that is decided.
     pub async fn client(&self) -> (Mode, Client) {
         let mut decided = self.mode.subscribe();
@@ -169,7 +175,7 @@ impl Decision {
 
     async fn tried(&self) -> (Mode, String) {
         self.readiness.lacks(Condition::TokenAccess, "not decided yet");
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut told) = (FIRST_PAUSE, String::new());
         loop {
             let list = self.list(Mode::Node).await;
             let token = if list == Trial::Allowed { self.token().await } else { Trial::NotMade };
@@ -178,7 +184,10 @@ impl Decision {
             match verdict(&list, &token, &direct) {
                 Verdict::Use(mode, why) => return (mode, why),
                 Verdict::AskAgain(why) => {
-                    tracing::warn!("token access is not decided, and tried again: {why}");
+                    if told != why {
+                        tracing::warn!("token access is not decided, and tried again: {why}");
+                        told.clone_from(&why);
+                    }
                     self.readiness.lacks(Condition::TokenAccess, why);
                 }
             }

@@ -24,15 +24,15 @@ use sandbox::{
     cloud::NODE_ROLE,
     kubernetes::NewPod,
     network::{Families, PodNetwork},
-    sandbox::{DAEMON, Folders, HostPod, NODE, Sandbox},
+    sandbox::{DAEMON, DAEMON_POD, Folders, HostPod, NODE, Sandbox},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::{
     agent::Agent,
     support::{
         Daemon, daemon_binary, eventually, metric,
-        node::{kube2irsa_rules, sh},
+        node::{kube2irsa, kube2irsa_rules, sh},
         role_status, sandbox, sandbox_binary, sandbox_of, sdk, sdk_on_node, without_but,
     },
 };
@@ -453,6 +453,43 @@ fn it_needs_net_admin_and_to_see_the_nodes_cgroups_and_nothing_else() {
             role == "one"
         });
     });
+}
+
+#[test]
+fn explain_and_the_figures_say_what_becomes_of_such_a_pod() {
+    let sandbox = sandbox();
+    sandbox.add_service_account("team-a", "one", "one").unwrap();
+    sandbox.add_host_pod("team-a", "one", "one").unwrap();
+    let socket = sandbox.admin_socket();
+    let explain = |pod: &str| {
+        let words = ["explain", pod, "-o", "json", "--admin-socket", socket.to_str().unwrap()];
+        let (code, said, _) = kube2irsa(&sandbox, &words);
+        println!("{said}");
+        (code.unwrap(), serde_json::from_str::<Value>(&said).unwrap())
+    };
+    let pod =
+        |said: &Value| said["steps"].as_array().unwrap().iter().find(|step| step["step"] == "pod").unwrap().clone();
+    for (mode, class, says) in [
+        ("serve", "served", "the cgroup of its sockets"),
+        ("deny", "no_role", "denied any role (--host-network deny)"),
+        ("off", "exempt", "left the node's role (--host-network off): as --host-network says"),
+    ] {
+        let daemon = ready(&sandbox, &["--host-network", mode]);
+        let pods = |class: &str| metric(&sandbox, &format!("kube2irsa_pods{{credentials=\"{class}\"}}"));
+        // The daemon's own pod is exempt.
+        let expected = if class == "exempt" { (2.0, 2.0) } else { (1.0, 1.0) };
+        eventually("each pod is counted as what it is", || (pods(class), pods("exempt")) == expected);
+        let (code, said) = explain("team-a/one");
+        let step = pod(&said);
+        assert_eq!((code == 0, &said["well"]), (mode == "serve", &json!(mode == "serve")), "{said:#}");
+        assert_eq!((&step["host_network"], &step["host_network_mode"]), (&json!(true), &json!(mode)), "{said:#}");
+        assert!(step["says"].as_str().unwrap().contains(says), "{said:#}");
+        let (code, said) = explain(&format!("{DAEMON}/{DAEMON_POD}"));
+        assert_eq!(code, 1, "{said:#}");
+        let ours = if mode == "off" { "left the node's role" } else { "the daemon's own service account" };
+        assert!(pod(&said)["says"].as_str().unwrap().contains(ours), "{said:#}");
+        assert!(daemon.stop().success());
+    }
 }
 
 #[test]

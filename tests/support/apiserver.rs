@@ -16,14 +16,15 @@ use http::{Method, Request, header::CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use kube::{Client, Config, client::Body, config::Kubeconfig};
 use sandbox::{
+    cloud::ACCOUNT,
     kubernetes::{Kubernetes, NewPod},
     network::{KUBERNETES_ADDRESS, Process},
-    sandbox::{AUDIENCE, DAEMON, DAEMON_POD, NODE, Sandbox},
+    sandbox::{AUDIENCE, DAEMON, DAEMON_POD, NODE, Pod, Sandbox},
 };
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::support::PATIENCE;
+use crate::support::{Daemon, PATIENCE, chart::manifest, sdk};
 
 /// A user who may do everything, and that user's token on the real server.
 const ADMINISTRATOR: &str = "administrator";
@@ -31,7 +32,7 @@ const ADMINISTRATOR: &str = "administrator";
 pub struct ApiServer {
     /// Also the issuer's URL: AWS takes none with a port of its own.
     pub url: String,
-    ca_pem: String,
+    pub ca_pem: String,
     administrator: String,
     kind: Kind,
     runtime: Runtime,
@@ -255,29 +256,28 @@ impl ApiServer {
         self.call(sandbox, self.admin(), "POST", path, object).accepted()
     }
 
-    /// Applies a file of `daemonset/`, as `kubectl apply --server-side` does.
+    /// Applies a file of `daemonset/manifests/`, as `kubectl apply --server-side` does.
     pub fn apply(&self, sandbox: &Sandbox, file: &str) {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset").join(file);
-        for document in fs::read_to_string(file).unwrap().split("\n---\n") {
-            // Kind and name are all that is needed to know its place; they come first in each.
-            let field = |name: &str| document.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-            let mut path = match field("kind: ") {
-                "Namespace" => "/api/v1/namespaces".to_owned(),
-                "ServiceAccount" => format!("/api/v1/namespaces/{}/serviceaccounts", field("  namespace: ")),
-                "ClusterRole" => "/apis/rbac.authorization.k8s.io/v1/clusterroles".to_owned(),
-                "ClusterRoleBinding" => "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings".to_owned(),
-                "ValidatingAdmissionPolicy" => {
-                    "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies".to_owned()
-                }
-                "ValidatingAdmissionPolicyBinding" => {
-                    "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings".to_owned()
-                }
-                kind => panic!("a kind that is not known here: {kind}"),
-            };
-            path += &format!("/{}?fieldManager=test&force=true&fieldValidation=Strict", field("  name: "));
-            let yaml = "application/apply-patch+yaml";
-            self.send(sandbox, self.admin(), "PATCH", &path, yaml, document.to_owned()).accepted();
+        self.apply_all(sandbox, &manifest(file));
+    }
+
+    /// Only its objects of these kinds.
+    pub fn apply_kinds(&self, sandbox: &Sandbox, file: &str, kinds: &[&str]) {
+        let objects = manifest(file).into_iter().filter(|object| kinds.contains(&object["kind"].as_str().unwrap()));
+        self.apply_all(sandbox, &objects.collect::<Vec<_>>());
+    }
+
+    /// Applies objects in their order.
+    pub fn apply_all(&self, sandbox: &Sandbox, objects: &[Value]) {
+        for object in objects {
+            self.try_apply(sandbox, object, "").accepted();
         }
+    }
+
+    /// What the server says of an object with this added to the query.
+    pub fn try_apply(&self, sandbox: &Sandbox, object: &Value, query: &str) -> Answer {
+        let path = format!("{}?fieldManager=test&force=true&fieldValidation=Strict{query}", place(object));
+        self.send(sandbox, self.admin(), "PATCH", &path, "application/apply-patch+yaml", object.to_string())
     }
 
     /// Applies an object, as `kubectl apply --server-side` does.
@@ -303,6 +303,14 @@ impl ApiServer {
             let account = json!({"metadata": {"name": name, "annotations": annotations}});
             self.create(sandbox, &format!("{path}/serviceaccounts"), &account);
         }
+    }
+
+    /// A role that trusts a service account of this server's cluster.
+    pub fn put_role(&self, sandbox: &Sandbox, role: &str, subject: &str) {
+        let policy = sandbox.trust_policy(subject).to_string();
+        let host = |url: &str| url.trim_start_matches("https://").to_owned();
+        let policy = policy.replace(&host(sandbox.cloud.issuer.url()), &host(&self.url));
+        sandbox.cloud.sts.put_role(role, serde_json::from_str(&policy).unwrap()).unwrap();
     }
 
     /// A pod on a node, running if it has an address; its UID.
@@ -398,7 +406,7 @@ impl ApiServer {
             // It is there, with the rights of node mode.
             return kubernetes.service_account_token(DAEMON, DAEMON, Some(DAEMON_POD)).unwrap();
         }
-        self.apply(sandbox, "service-account.yaml");
+        self.apply_kinds(sandbox, "node.yaml", &["Namespace", "ServiceAccount"]);
         self.add_node(sandbox, NODE);
         let uid = self.add_pod(sandbox, (DAEMON, DAEMON_POD), DAEMON, NODE, None);
         let request = json!({"spec": {"expirationSeconds": 3607, "boundObjectRef": bound(DAEMON_POD, &uid)}});
@@ -420,6 +428,61 @@ impl ApiServer {
     #[track_caller]
     pub fn issued(&self, answer: Answer) -> String {
         answer.accepted()["status"]["token"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The real API server with a pod `team-a/web-0` on the sandbox's node, and a role `web` whose account trusts that issuer.
+/// The node is not known to it yet, nor is there a daemon.
+pub fn with_a_pod() -> (Sandbox, ApiServer, Pod) {
+    let sandbox = crate::support::sandbox();
+    let api = ApiServer::start(&sandbox);
+    // What whoever runs IRSA off EKS does, so that AWS can read the issuer's documents.
+    let reader = json!({
+        "metadata": {"name": "issuer-discovery"},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "system:service-account-issuer-discovery",
+        },
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:unauthenticated"}],
+    });
+    api.create(&sandbox, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &reader);
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
+    sandbox.cloud.sts.put_oidc_provider(ACCOUNT, &api.url, &[AUDIENCE]).unwrap();
+    api.put_role(&sandbox, &role, "system:serviceaccount:team-a:web");
+    api.add_namespace(&sandbox, "team-a", &[("web", json!({"eks.amazonaws.com/role-arn": role}))]);
+    // Its network, and its object in the API that the daemon does not read.
+    let pod = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    api.add_pod(&sandbox, ("team-a", "web-0"), "web", NODE, Some(&pod.address().to_string()));
+    (sandbox, api, pod)
+}
+
+#[track_caller]
+pub fn assert_gets_its_role(sandbox: &Sandbox, pod: &Pod, daemon: &Daemon) {
+    let report = sdk(sandbox, pod);
+    let arn = report.arn.unwrap_or_else(|| panic!("{:?}\n{}", report.error, daemon.log()));
+    assert!(arn.starts_with("arn:aws:sts::111122223333:assumed-role/web/team-a.web-0-"), "{arn}");
+}
+
+/// The path of an object of those that the chart makes.
+fn place(object: &Value) -> String {
+    let (group, resource) = match object["kind"].as_str().unwrap() {
+        "Namespace" => ("/api/v1", "namespaces"),
+        "ServiceAccount" => ("/api/v1", "serviceaccounts"),
+        "ConfigMap" => ("/api/v1", "configmaps"),
+        "DaemonSet" => ("/apis/apps/v1", "daemonsets"),
+        "ClusterRole" => ("/apis/rbac.authorization.k8s.io/v1", "clusterroles"),
+        "ClusterRoleBinding" => ("/apis/rbac.authorization.k8s.io/v1", "clusterrolebindings"),
+        "ValidatingAdmissionPolicy" => ("/apis/admissionregistration.k8s.io/v1", "validatingadmissionpolicies"),
+        "ValidatingAdmissionPolicyBinding" => {
+            ("/apis/admissionregistration.k8s.io/v1", "validatingadmissionpolicybindings")
+        }
+        kind => panic!("a kind that is not known here: {kind}"),
+    };
+    let name = object["metadata"]["name"].as_str().unwrap();
+    match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("{group}/namespaces/{namespace}/{resource}/{name}"),
+        None => format!("{group}/{resource}/{name}"),
     }
 }
 

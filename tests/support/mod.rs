@@ -11,6 +11,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary is a crate of its own and uses a part")]
 
 pub mod accounts;
+pub mod chart;
 pub mod http;
 pub mod node;
 
@@ -22,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kube2irsa::metrics::{Kind, Metrics};
 use nix::sys::signal::Signal;
 use sandbox::{
     client::Report,
@@ -175,7 +177,33 @@ pub fn without_but(capabilities: &[&str]) -> String {
 
 /// A page of the operator's listener.
 pub fn admin(sandbox: &Sandbox, path: &str) -> (u16, String) {
-    get(sandbox.node(), ADMIN, path).unwrap()
+    let (status, text) = get(sandbox.node(), ADMIN, path).unwrap();
+    if path == "/metrics" {
+        text.lines().filter(|line| !line.starts_with('#')).for_each(assert_defined);
+    }
+    (status, text)
+}
+
+/// The series is one of those that the page for operators tells of.
+fn assert_defined(sample: &str) {
+    let (series, _) = sample.rsplit_once(' ').unwrap();
+    let (name, labels) = series.trim_end_matches('}').split_once('{').unwrap_or((series, ""));
+    let labels = labels.split("\",").filter(|label| !label.is_empty());
+    let labels = labels.map(|label| label.trim_end_matches('"').split_once("=\"").unwrap());
+    let labels = labels.filter(|(label, _)| *label != "le").collect::<Vec<_>>();
+    let mut metrics = Metrics::SECTIONS.iter().flat_map(|(_, metrics)| *metrics);
+    let defined = metrics.any(|metric| {
+        let is_sample = name.strip_prefix(metric.name).is_some_and(|rest| {
+            rest.is_empty() || metric.kind == Kind::Histogram && ["_bucket", "_sum", "_count"].contains(&rest)
+        });
+        is_sample
+            && metric.labels.len() == labels.len()
+            && metric.labels.iter().all(|label| {
+                let value = labels.iter().find_map(|(name, value)| (*name == label.name).then_some(value));
+                value.is_some_and(|value| label.values.is_empty() || label.values.contains(value))
+            })
+    });
+    assert!(defined, "src/metrics.rs defines no such series: {series}");
 }
 
 /// The same, of a listener that may not be there yet.
@@ -188,6 +216,13 @@ pub fn metric(sandbox: &Sandbox, name: &str) -> f64 {
     let (_, text) = admin(sandbox, "/metrics");
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// The sum of a metric's series.
+pub fn total(sandbox: &Sandbox, name: &str) -> f64 {
+    let (_, text) = admin(sandbox, "/metrics");
+    let of_it = text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+    of_it.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
 }
 
 /// What the SDK for Rust gets in the pod.

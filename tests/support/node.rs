@@ -77,8 +77,12 @@ pub fn sh(sandbox: &Sandbox, script: &str) -> String {
 
 /// What `kube2irsa rules …` says on the node to standard output and standard error, and its exit code.
 pub fn kube2irsa_rules(sandbox: &Sandbox, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let command = sandbox.node().command(super::daemon_binary()).arg("rules").args(arguments);
-    let output = command.output().unwrap();
+    kube2irsa(sandbox, &[&["rules"], arguments].concat())
+}
+
+/// What `kube2irsa …` says on the node to standard output and standard error, and its exit code.
+pub fn kube2irsa(sandbox: &Sandbox, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = sandbox.node().command(super::daemon_binary()).args(arguments).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }

@@ -22,6 +22,10 @@ pub const OIDC_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 30);
 pub const S3_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 40);
 /// The same over IPv6.
 pub const S3_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x40);
+/// The address for EC2, outside.
+pub const EC2_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
+/// The same over IPv6.
+pub const EC2_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x50);
 /// The node's address, on its [`UPLINK`](super::UPLINK).
 pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 10);
 /// The same over IPv6.

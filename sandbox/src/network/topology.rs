@@ -4,7 +4,7 @@
 //! outside                      node                               pod
 //! lo 169.254.169.254,          eth0 10.0.0.10 ── forwards,        eth0 10.244.0.x
 //!    169.254.170.2, .23,       │                 masquerades         │
-//!    192.0.2.10, …, .40        │                                     │
+//!    192.0.2.10, …, .50        │                                     │
 //! vpc0 10.0.0.1 ───────────────┘                    veth1 ───────────┘
 //! ```
 //!
@@ -22,9 +22,10 @@ use std::{
 };
 
 use super::{
-    BRIDGE_ADDRESS, BRIDGE_ADDRESS_V6, CONTAINER_ADDRESS_V6, CONTAINER_ADDRESSES, Families, KUBERNETES_ADDRESS,
-    METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, NODE_ADDRESS_V6, Namespace, NetworkError, OIDC_ADDRESS,
-    PODS_PREFIX, PODS_PREFIX_V6, Pod, PodAddresses, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
+    BRIDGE_ADDRESS, BRIDGE_ADDRESS_V6, CONTAINER_ADDRESS_V6, CONTAINER_ADDRESSES, EC2_ADDRESS, EC2_ADDRESS_V6,
+    Families, KUBERNETES_ADDRESS, METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, NODE_ADDRESS_V6, Namespace,
+    NetworkError, OIDC_ADDRESS, PODS_PREFIX, PODS_PREFIX_V6, Pod, PodAddresses, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS,
+    STS_ADDRESS_V6,
     addresses::{ROUTER_ADDRESS, ROUTER_ADDRESS_V6},
     link::{LINK_UP, ip, prepare, wait_for, wait_for_addresses},
     pod::Taken,
@@ -155,7 +156,9 @@ fn outside_batch(node: &Namespace, families: Families) -> String {
         node.path().display()
     );
     let [ecs, pod_identity] = CONTAINER_ADDRESSES;
-    for address in [METADATA_ADDRESS, ecs, pod_identity, STS_ADDRESS, KUBERNETES_ADDRESS, OIDC_ADDRESS, S3_ADDRESS] {
+    for address in
+        [METADATA_ADDRESS, ecs, pod_identity, STS_ADDRESS, KUBERNETES_ADDRESS, OIDC_ADDRESS, S3_ADDRESS, EC2_ADDRESS]
+    {
         // Writing to a string cannot fail.
         writeln!(batch, "addr add {address}/32 dev lo").ok();
     }
@@ -166,7 +169,7 @@ fn outside_batch(node: &Namespace, families: Families) -> String {
              addr add {METADATA_ADDRESS_V6}/128 dev {ROUTER_LINK}\n\
              route add {PODS_PREFIX_V6} via {NODE_ADDRESS_V6}\n"
         );
-        for address in [CONTAINER_ADDRESS_V6, STS_ADDRESS_V6, S3_ADDRESS_V6] {
+        for address in [CONTAINER_ADDRESS_V6, STS_ADDRESS_V6, S3_ADDRESS_V6, EC2_ADDRESS_V6] {
             writeln!(batch, "addr add {address}/128 dev lo nodad").ok();
         }
     }

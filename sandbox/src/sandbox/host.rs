@@ -2,12 +2,8 @@
 
 use std::{io, path::Path};
 
-use super::{DAEMON, DAEMON_POD, NODE, Sandbox, SandboxError};
-use crate::{
-    cgroups::Cgroups,
-    kubernetes::NewPod,
-    network::{Command, S3_ADDRESS, STS_ADDRESS},
-};
+use super::{AWS, DAEMON, DAEMON_POD, NODE, Sandbox, SandboxError};
+use crate::{cgroups::Cgroups, kubernetes::NewPod, network::Command};
 
 /// How folders of pods are named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +136,7 @@ impl Sandbox {
     /// When the kernel has no cgroups of version 2.
     pub fn on_node_in(&self, cgroup: &str, program: &str) -> Result<Command, SandboxError> {
         let command = self.cgroups()?.command(self.node(), cgroup, Path::new(program));
-        Ok(self.client(command, STS_ADDRESS.into(), S3_ADDRESS.into()))
+        Ok(self.client(command, AWS))
     }
 
     /// The daemon with `run` in its pod, as [`Sandbox::daemon`]; with a cgroup namespace of its own unless it is privileged.

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    policy::{Permissions, TrustPolicy},
+    policy::{Context, Permissions, TrustPolicy},
     random,
 };
 
@@ -42,7 +42,7 @@ pub struct Role {
     pub arn: String,
     /// The trust policy document.
     pub trust_policy: Value,
-    /// The permissions policy document, as far as roles are concerned that its sessions may assume.
+    /// The permissions policy document.
     pub permissions: Option<Value>,
     /// The longest session that may be asked for: an hour to twelve.
     pub max_session_duration: Duration,
@@ -161,6 +161,18 @@ pub(super) struct Session {
     pub(super) of_instance: bool,
 }
 
+impl Session {
+    /// What policies can ask of who calls, added to the rest.
+    pub(super) fn context(&self, rest: Context) -> Context {
+        let rest = rest
+            .with("aws:PrincipalArn", [self.role.as_str().to_owned()])
+            .with("aws:PrincipalAccount", [self.role.account.clone()]);
+        self.tags
+            .iter()
+            .fold(rest, |rest, tag| rest.with(&format!("aws:PrincipalTag/{}", tag.key), [tag.value.clone()]))
+    }
+}
+
 /// A session's tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tag {
@@ -217,6 +229,16 @@ impl Accounts {
         let permissions = role.permissions.as_ref().map(Permissions::parse).transpose()?.unwrap_or_default();
         let known = KnownRole { trust, permissions, max_session: role.max_session_duration };
         self.roles.insert(role.arn.clone(), Arc::new(known));
+        Ok(())
+    }
+
+    /// Replaces a role's permissions.
+    pub(super) fn put_permissions(&mut self, arn: &str, permissions: &Value) -> Result<(), IamError> {
+        let permissions = Permissions::parse(permissions)?;
+        let none = || IamError::Validation(format!("there is no role {arn}"));
+        let role = self.roles.get_mut(arn).ok_or_else(none)?;
+        let KnownRole { trust, max_session, .. } = &**role;
+        *role = Arc::new(KnownRole { trust: trust.clone(), permissions, max_session: *max_session });
         Ok(())
     }
 

@@ -10,7 +10,6 @@ use std::{borrow::Cow, fmt::Write as _, time::SystemTime};
 use aws_smithy_types::{DateTime, date_time::Format};
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::random;
 use crate::http::{Body, full};
 
 /// The name space of STS's own answers and errors.
@@ -105,19 +104,26 @@ impl Answer {
         }
     }
 
-    /// The HTTP response, dated `now`.
-    pub(super) fn response(&self, now: SystemTime) -> Response<Body> {
-        let request_id = random::request_id();
+    /// What the element of this name says in the result.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        match self {
+            Self::Result { result, .. } => result.find(name),
+            Self::Refused(_) | Self::Elsewhere { .. } | Self::UnknownOperation => None,
+        }
+    }
+
+    /// The HTTP response, dated `now`, to the request of this id.
+    pub(super) fn response(&self, now: SystemTime, request_id: &str) -> Response<Body> {
         let (status, body) = match self {
-            Self::Result { action, result } => (StatusCode::OK, envelope(action, result, &request_id)),
-            Self::Refused(refusal) => (refusal.status, refusal.xml(&request_id)),
+            Self::Result { action, result } => (StatusCode::OK, envelope(action, result, request_id)),
+            Self::Refused(refusal) => (refusal.status, refusal.xml(request_id)),
             Self::Elsewhere { .. } => (StatusCode::FOUND, String::new()),
             Self::UnknownOperation => (StatusCode::NOT_FOUND, "<UnknownOperationException/>\n".to_owned()),
         };
         let mut response = Response::new(full(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        if let Ok(id) = HeaderValue::from_str(&request_id) {
+        if let Ok(id) = HeaderValue::from_str(request_id) {
             headers.insert("x-amzn-requestid", id);
         }
         if let Ok(date) = HeaderValue::from_str(&http_date(now)) {
@@ -152,6 +158,13 @@ impl Element {
     /// An element that holds `text`.
     pub(super) fn text(name: &'static str, text: impl Into<String>) -> Self {
         Self::Text(name, text.into())
+    }
+
+    fn find(&self, wanted: &str) -> Option<&str> {
+        match self {
+            Self::Text(name, text) => (*name == wanted).then_some(text),
+            Self::Parent(_, children) => children.iter().find_map(|child| child.find(wanted)),
+        }
     }
 
     fn write(&self, xml: &mut String, depth: usize) {

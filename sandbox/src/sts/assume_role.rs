@@ -122,13 +122,10 @@ impl<'a> Ask<'a> {
         let context = Context::default()
             .with("sts:RoleSessionName", [text(self.session_name)])
             .with("sts:ExternalId", self.external_id.map(text))
-            .with("aws:PrincipalArn", [text(caller.role.as_str())])
-            .with("aws:PrincipalAccount", [caller.role.account.clone()])
             .with("aws:TagKeys", self.tags.iter().map(|tag| tag.key.clone()))
             .with("sts:TransitiveTagKeys", self.tags.iter().filter(|tag| tag.transitive).map(|tag| tag.key.clone()));
-        let requested = self.tags.iter().map(|tag| ("Request", tag));
-        requested.chain(caller.tags.iter().map(|tag| ("Principal", tag))).fold(context, |context, (whose, tag)| {
-            context.with(&format!("aws:{whose}Tag/{}", tag.key), [tag.value.clone()])
+        self.tags.iter().fold(caller.context(context), |context, tag| {
+            context.with(&format!("aws:RequestTag/{}", tag.key), [tag.value.clone()])
         })
     }
 

@@ -23,7 +23,10 @@ mod web_identity;
 use std::{
     collections::HashMap,
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -39,13 +42,15 @@ pub use account::{IamError, InstanceCredentials, Role};
 pub use faults::{Fault, Faults, Which};
 
 pub(crate) use answers::{Refusal, escape, http_date, timestamp};
-pub(crate) use random::{hex, opaque_token, unique_id};
+pub(crate) use query::Parameters;
+pub(crate) use random::{hex, opaque_token, request_id, unique_id};
+pub(crate) use sigv4::Service;
 
 use account::{Accounts, RoleArn, Session};
 use answers::{Answer, Element};
 use issuers::Issuers;
-use query::Parameters;
-use sigv4::{Service, Signature};
+use policy::{Context, Verdict};
+use sigv4::Signature;
 
 use crate::http::{Body, full};
 
@@ -74,6 +79,10 @@ pub struct Call {
     pub session_name: Option<String>,
     /// `Success`, or AWS's error code; of a connection that was cut: `Cut`.
     pub outcome: &'static str,
+    /// The keys that were given, if any were.
+    pub access_key_id: Option<String>,
+    /// The id that the answer names.
+    pub request_id: String,
     /// When it was answered.
     pub at: Instant,
 }
@@ -88,7 +97,30 @@ struct Inner {
     faults: Faults,
     max_life: Mutex<Option<Duration>>,
     calls: Mutex<Calls>,
+    in_flight: InFlight,
 }
+
+/// What a role's permissions policy says of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Permission {
+    /// Yes.
+    Allowed,
+    /// No.
+    Denied {
+        /// In so many words.
+        explicitly: bool,
+    },
+}
+
+/// How many calls are being answered, and how many were at most.
+#[derive(Default)]
+struct InFlight {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// One of them, until it is dropped: a caller may leave before it is answered.
+struct Flight<'a>(&'a InFlight);
 
 #[derive(Default)]
 struct Calls {
@@ -112,12 +144,14 @@ impl Sts {
             faults: Faults::default(),
             max_life: Mutex::default(),
             calls: Mutex::default(),
+            in_flight: InFlight::default(),
         }))
     }
 
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let sts = &self.0;
+        let _flight = sts.in_flight.begin();
         let (parts, body) = request.into_parts();
         let Ok(body) = Limited::new(body, LARGEST_BODY).collect().await else {
             let mut response = Response::new(full(Bytes::new()));
@@ -133,11 +167,12 @@ impl Sts {
             None => sts.answer(&parts, &body, &parameters).await,
         };
         let cut = fault == Some(Fault::Cut);
-        sts.log(&parameters, if cut { "Cut" } else { answer.outcome() });
+        let request_id = request_id();
+        sts.log(&parameters, if cut { "Cut" } else { answer.outcome() }, answer.text("AccessKeyId"), &request_id);
         if parameters.get("Action") == Some("AssumeRoleWithWebIdentity") {
             sts.faults.pass_gate().await;
         }
-        let response = answer.response(sts.faults.now());
+        let response = answer.response(sts.faults.now(), &request_id);
         if cut { cut_off(response).await } else { response }
     }
 
@@ -170,6 +205,14 @@ impl Sts {
         self.0.accounts().put_role(role)
     }
 
+    /// Gives a role another permissions policy; it is in force at once, also for keys that were given before.
+    ///
+    /// # Errors
+    /// When IAM would refuse the policy, or there is no such role.
+    pub fn put_permissions(&self, role_arn: &str, permissions: &Value) -> Result<(), IamError> {
+        self.0.accounts().put_permissions(role_arn, permissions)
+    }
+
     /// Takes a role out of IAM; the keys that it gave stay good.
     pub fn delete_role(&self, role_arn: &str) {
         self.0.accounts().delete_role(role_arn);
@@ -189,6 +232,31 @@ impl Sts {
     /// In STS's words, why nobody did.
     pub(crate) fn s3_caller(&self, region: &'static str, parts: &Parts, body: &[u8]) -> Result<String, Refusal> {
         self.0.caller(Service::S3 { region }, parts, body).map(|session| session.arn.clone())
+    }
+
+    /// The ARN of who signed a request to a service, and what the permissions policy of its role says of doing `action` to
+    /// `resource`. A role that is not in IAM is permitted nothing.
+    ///
+    /// # Errors
+    /// In STS's words, why nobody signed it.
+    pub(crate) fn permission(
+        &self,
+        service: Service,
+        parts: &Parts,
+        body: &[u8],
+        action: &str,
+        resource: &str,
+    ) -> Result<(String, Permission), Refusal> {
+        let caller = self.0.caller(service, parts, body)?;
+        let role = self.0.accounts().role(caller.role.as_str());
+        let verdict = role.map_or(Verdict::Silent, |role| {
+            role.permissions.verdict(action, resource, &caller.context(Context::default()))
+        });
+        let permission = match verdict {
+            Verdict::Allows => Permission::Allowed,
+            verdict => Permission::Denied { explicitly: verdict == Verdict::Denies },
+        };
+        Ok((caller.arn.clone(), permission))
     }
 
     /// The dials of what goes wrong.
@@ -225,10 +293,30 @@ impl Sts {
         locked(&self.0.calls).by_action.get(action).copied().unwrap_or_default()
     }
 
+    /// How many calls were being answered at the same time, at most.
+    #[must_use]
+    pub fn most_in_flight(&self) -> usize {
+        self.0.in_flight.most.load(Ordering::Relaxed)
+    }
+
     /// Sessions live no longer than this, whatever was asked for and granted. A test's dial: the real
     /// STS opens no session shorter than 15 minutes.
     pub fn set_max_life(&self, life: Option<Duration>) {
         *locked(&self.0.max_life) = life;
+    }
+}
+
+impl InFlight {
+    fn begin(&self) -> Flight<'_> {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        Flight(self)
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -295,13 +383,15 @@ impl Inner {
         Ok(session)
     }
 
-    fn log(&self, parameters: &Parameters, outcome: &'static str) {
+    fn log(&self, parameters: &Parameters, outcome: &'static str, access_key_id: Option<&str>, request_id: &str) {
         let get = |name| parameters.get(name).map(str::to_owned);
         let call = Call {
             action: get("Action").unwrap_or_default(),
             role: get("RoleArn"),
             session_name: get("RoleSessionName"),
             outcome,
+            access_key_id: access_key_id.map(str::to_owned),
+            request_id: request_id.to_owned(),
             at: Instant::now(),
         };
         tracing::debug!(action = call.action, role = call.role, session = call.session_name, outcome, "sts");

@@ -1,4 +1,4 @@
-//! A role's policies: who may assume it (trust), and which roles its sessions may assume (permissions).
+//! A role's policies: who may assume it (trust), and what its sessions may do (permissions).
 //!
 //! It takes the part of IAM's policy language that such policies use, and refuses the rest instead of
 //! ignoring it: a condition that is not understood must not let anyone in.

@@ -8,11 +8,11 @@ use super::answers::Refusal;
 
 /// The parameters of one request; of two with one name the first counts, as with AWS.
 #[derive(Debug)]
-pub(super) struct Parameters(Vec<(String, String)>);
+pub(crate) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
     /// From a GET's query, or from a POST's form; a body of another type is not looked at.
-    pub(super) fn of(parts: &Parts, body: &[u8]) -> Self {
+    pub(crate) fn of(parts: &Parts, body: &[u8]) -> Self {
         let query = parts.uri.query().unwrap_or_default().as_bytes();
         let is_form = parts
             .headers
@@ -26,8 +26,13 @@ impl Parameters {
     }
 
     /// The parameter's value, if it was sent.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The names of all that was sent.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
     }
 
     /// The members of a list of structures, or of texts where a member's field is empty: `Name.member.1.Field`.

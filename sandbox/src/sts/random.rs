@@ -49,7 +49,7 @@ pub(crate) fn unique_id(prefix: &str, of: &str) -> String {
 }
 
 /// A request's id: a UUID, version 4.
-pub(super) fn request_id() -> String {
+pub(crate) fn request_id() -> String {
     let mut bytes = bytes::<16>();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;

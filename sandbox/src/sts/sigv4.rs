@@ -36,12 +36,17 @@ const UNSIGNED_BODY: &str = "UNSIGNED-PAYLOAD";
 
 /// For whom a request is signed. They differ in what is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Service {
+pub(crate) enum Service {
     /// STS: its host names the region.
     Sts,
     /// S3: the bucket is of a region, whatever the host; the path is signed as it is, and the body by a header.
     S3 {
         /// The bucket's.
+        region: &'static str,
+    },
+    /// EC2 of a region, signed as STS is.
+    Ec2 {
+        /// Its own.
         region: &'static str,
     },
 }
@@ -51,6 +56,7 @@ impl Service {
         match self {
             Self::Sts => "sts",
             Self::S3 { .. } => "s3",
+            Self::Ec2 { .. } => "ec2",
         }
     }
 }
@@ -104,7 +110,7 @@ impl Signature {
         let host = host(&parts.headers, parts);
         signature.check_scope(match service {
             Service::Sts => host.as_deref().and_then(region_of),
-            Service::S3 { region } => Some(region),
+            Service::S3 { region } | Service::Ec2 { region } => Some(region),
         })?;
         Ok(signature)
     }
@@ -216,7 +222,7 @@ impl Signature {
             return Err(mismatch(unsigned(name)));
         }
         let mut counting = headers.keys().map(header::HeaderName::as_str).filter(|name| name.starts_with("x-amz-"));
-        if self.service != Service::Sts && counting.any(|name| !self.signed_headers.contains(name)) {
+        if matches!(self.service, Service::S3 { .. }) && counting.any(|name| !self.signed_headers.contains(name)) {
             let message = "There were headers present in the request which were not signed";
             return Err(Refusal::forbidden("AccessDenied", message));
         }
@@ -289,7 +295,7 @@ impl Signature {
         let signed = self.signed_headers.iter().map(String::as_str).collect::<Vec<_>>().join(";");
         let path = parts.uri.path();
         let (path, body) = match self.service {
-            Service::Sts => (path.to_owned(), sha256(body)),
+            Service::Sts | Service::Ec2 { .. } => (path.to_owned(), sha256(body)),
             Service::S3 { .. } => {
                 let path = percent_decode_str(path).collect::<Vec<_>>();
                 (percent_encode(&path, ENCODED_IN_PATH).to_string(), self.signed_body(parts))
@@ -308,7 +314,7 @@ impl Signature {
     /// # Errors
     /// When S3 is not told what it is to be, or it is another one.
     fn check_body(&self, parts: &Parts, body: &[u8]) -> Result<(), Refusal> {
-        if self.service == Service::Sts {
+        if !matches!(self.service, Service::S3 { .. }) {
             return Ok(());
         }
         match text(&parts.headers, CONTENT_HASH).as_deref() {

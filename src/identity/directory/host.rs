@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{Directory, State};
 use crate::identity::{
     caller::{Caller, Role, Roles, Unidentified},
+    index::Pod,
     names::PodUid,
 };
 
@@ -25,11 +26,58 @@ pub enum HostPods {
     Served,
 }
 
-impl Directory {
-    /// The directory, before it knows pods, with this said of those on the node's network.
+/// What becomes of one pod's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// They come to us, and the pod is known by its address.
+    Address,
+    /// They come to us, and the pod is known by its cgroup.
+    Cgroup,
+    /// The same, and it may have no role.
+    Denied,
+    /// They go to the real metadata service: it is on the node's network, and such pods are the node's.
+    Node,
+    /// The same, since it is of the daemon's own service account.
+    Ours,
+    /// It has ended.
+    Ended,
+}
+
+impl Reach {
+    /// Whether the pod may get a role.
     #[must_use]
-    pub fn with_host_pods(self, host_pods: HostPods) -> Self {
-        self.state().host_pods = host_pods;
+    pub fn is_served(self) -> bool {
+        matches!(self, Self::Address | Self::Cgroup)
+    }
+}
+
+impl State {
+    /// What becomes of this pod's requests.
+    pub(super) fn reach(&self, pod: &Pod) -> Reach {
+        match self.host_pods {
+            _ if pod.finished => Reach::Ended,
+            _ if !pod.host_network => Reach::Address,
+            HostPods::Off => Reach::Node,
+            _ if self.own_pod.as_ref().and_then(|own| self.index.get(own)).is_some_and(|own| are_alike(own, pod)) => {
+                Reach::Ours
+            }
+            HostPods::Denied => Reach::Denied,
+            HostPods::Served => Reach::Cgroup,
+        }
+    }
+}
+
+fn are_alike(one: &Pod, other: &Pod) -> bool {
+    (&one.namespace, &one.service_account) == (&other.namespace, &other.service_account)
+}
+
+impl Directory {
+    /// The directory, before it knows pods, with this said of those on the node's network, of which we may be one.
+    #[must_use]
+    pub fn with_host_pods(self, host_pods: HostPods, own_pod: Option<PodUid>) -> Self {
+        let mut state = self.state();
+        (state.host_pods, state.own_pod) = (host_pods, own_pod);
+        drop(state);
         self
     }
 
@@ -68,9 +116,7 @@ impl Directory {
     pub fn host_pods_like(&self, uid: &PodUid) -> BTreeSet<PodUid> {
         let state = self.state();
         let Some(one) = state.index.get(uid) else { return BTreeSet::new() };
-        let like = state.index.pods().filter(|pod| {
-            pod.is_on_host() && (&pod.namespace, &pod.service_account) == (&one.namespace, &one.service_account)
-        });
+        let like = state.index.pods().filter(|pod| pod.is_on_host() && are_alike(one, pod));
         like.map(|pod| pod.uid.clone()).collect()
     }
 

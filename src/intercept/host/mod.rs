@@ -90,6 +90,12 @@ impl Means {
         tables::try_match(&tree).await.map_err(|error| error.to_string())?;
         Ok(Self { tree: Arc::new(tree), own })
     }
+
+    /// The pod that we are, if we are one.
+    #[must_use]
+    pub fn own_pod(&self) -> Option<PodUid> {
+        self.own.folder.pod().map(|(uid, _)| uid)
+    }
 }
 
 // === impl HostNetwork ===
@@ -157,7 +163,7 @@ impl HostInterception {
     /// Whom to redirect now; `None` while there are no pods.
     async fn matches(&self) -> Result<Option<Matches>, Unmatched> {
         let Means { tree, own } = self.means.clone();
-        let our_own = own.folder.pod().map(|(uid, _)| uid);
+        let our_own = self.means.own_pod();
         let mut ours = our_own.as_ref().map(|uid| (self.our_pods)(uid)).unwrap_or_default();
         ours.extend(our_own);
         let found = tokio::task::spawn_blocking(move || Matches::find(&tree, &own, &ours)).await;
@@ -217,7 +223,7 @@ pub(super) async fn keep(
     metrics: &Metrics,
 ) {
     let mut tables = HostTables::default();
-    let mut health = Health::new(Condition::HostNetwork);
+    let mut health = Health::new(Condition::HostNetwork, None);
     let mut announcements: Option<BoxStream<'static, ()>> = None;
     let (mut look, mut since) = (true, 0);
     loop {

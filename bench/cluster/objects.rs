@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 
 use super::{ACCOUNTS, CLUSTER_ACCOUNTS, CLUSTER_NODES, NAMESPACES, PODS};
 
-pub(super) fn team(namespace: usize) -> String {
+pub(crate) fn team(namespace: usize) -> String {
     format!("team-{namespace:04}")
 }
 
-pub(super) fn app(number: usize) -> String {
+pub(crate) fn app(number: usize) -> String {
     format!("payments-api-{number:04}")
 }
 
-pub(super) fn role(namespace: &str, name: &str) -> String {
+pub(crate) fn role(namespace: &str, name: &str) -> String {
     format!("arn:aws:iam::{ACCOUNT}:role/{namespace}-{name}")
 }
 
@@ -25,12 +25,12 @@ fn uid(kind: u8, at: usize) -> String {
 }
 
 /// Of all the cluster's; the first are those of this node's namespaces.
-pub(super) fn account_at(at: usize, revision: usize) -> Value {
+pub(crate) fn account_at(at: usize, revision: usize) -> Value {
     account(at / ACCOUNTS, at % ACCOUNTS, revision)
 }
 
 /// A service account as Helm leaves it; three of five name a role, those that pods here use all do.
-pub(super) fn account(namespace: usize, number: usize, revision: usize) -> Value {
+pub(crate) fn account(namespace: usize, number: usize, revision: usize) -> Value {
     let (in_namespace, name) = (team(namespace), app(number));
     let mut account = json!({
         "metadata": {
@@ -82,7 +82,7 @@ pub(super) fn account(namespace: usize, number: usize, revision: usize) -> Value
 }
 
 /// A pod of another node, in any of the cluster's namespaces: what of it is selected by. Nothing of it may be sent.
-pub(super) fn pod_elsewhere(at: usize, revision: usize) -> Value {
+pub(crate) fn pod_elsewhere(at: usize, revision: usize) -> Value {
     let namespace = at % (CLUSTER_ACCOUNTS / ACCOUNTS);
     json!({
         "metadata": {
@@ -98,7 +98,7 @@ pub(super) fn pod_elsewhere(at: usize, revision: usize) -> Value {
 }
 
 /// A pod of this node as a Deployment makes it and kubelet fills it in: two containers, one of them a sidecar.
-pub(super) fn pod_here(pod: &Pod, app: &str, restarts: usize) -> Value {
+pub(crate) fn pod_here(pod: &Pod, app: &str, restarts: usize) -> Value {
     let address = pod.address().to_string();
     let variables = |names: &[&str]| {
         let variable =

@@ -1,0 +1,321 @@
+//! What `kube2irsa explain` says of a pod: which step keeps it from its credentials, why, and what to do.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use http::StatusCode;
+use sandbox::{
+    cloud::ACCOUNT,
+    kubernetes::{Fault, NewPod, PodPhase, PodStatus, Target},
+    sandbox::{AUDIENCE, NODE, Pod, Sandbox},
+};
+use serde_json::{Value, json};
+use support::{
+    Daemon, ROLE_NAME,
+    accounts::{HUB, READER, put_hub, put_role, put_target},
+    admin, ask, eventually,
+    node::kube2irsa,
+    role_status, sandbox, with_a_pod, with_an_account,
+};
+
+const ROLE: &str = "eks.amazonaws.com/role-arn";
+
+/// What is said of a pod, for programs, and the exit code; no secret may be in it, nor in the lines for people.
+fn explain(sandbox: &Sandbox, pod: &str) -> (i32, Value) {
+    let socket = sandbox.admin_socket();
+    let run = |output: &str| {
+        let (code, said, errors) =
+            kube2irsa(sandbox, &["explain", pod, "-o", output, "--admin-socket", socket.to_str().unwrap()]);
+        assert_eq!(errors, "", "{said}");
+        assert_eq!(longest_run(&said), None, "{said}");
+        (code.unwrap(), said)
+    };
+    let (_, text) = run("text");
+    println!("{text}");
+    let (code, said) = run("json");
+    let said = serde_json::from_str::<Value>(&said).unwrap();
+    assert_eq!(said["well"], json!(code == 0));
+    (code, said)
+}
+
+/// A run of characters as long as a secret key, or as a part of a token.
+fn longest_run(said: &str) -> Option<&str> {
+    let other = |c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c);
+    said.split(other).find(|run| run.len() >= 40)
+}
+
+/// The step of this name: its state and what it says.
+fn step<'a>(said: &'a Value, name: &str) -> &'a Value {
+    let steps = said["steps"].as_array().unwrap();
+    steps.iter().find(|step| step["step"] == name).unwrap_or_else(|| panic!("{name}: {said:#}"))
+}
+
+/// Which steps fail, in order.
+fn failing(said: &Value) -> Vec<&str> {
+    let steps = said["steps"].as_array().unwrap();
+    steps.iter().filter(|step| step["state"] == "fails").map(|step| step["step"].as_str().unwrap()).collect()
+}
+
+/// Waits until these steps of `team-a/web-0` fail; the first one says all of this.
+fn fails(sandbox: &Sandbox, steps: &[&str], parts: &[&str]) -> Value {
+    let mut said = Value::Null;
+    eventually("it fails", || {
+        let code;
+        (code, said) = explain(sandbox, "team-a/web-0");
+        code == 1 && failing(&said) == steps
+    });
+    let says = step(&said, steps[0])["says"].as_str().unwrap();
+    for part in parts {
+        assert!(says.contains(part), "{part}: {says}");
+    }
+    said
+}
+
+fn has_credentials(pod: &Pod) -> bool {
+    ask(pod, "GET", &format!("{ROLE_NAME}web"), &[]).is_ok_and(|answer| answer.status == 200)
+}
+
+#[test]
+fn a_pod_that_is_served_is_explained_from_its_address_to_its_credentials() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    let document = ask(&web, "GET", &format!("{ROLE_NAME}web"), &[]).unwrap().json();
+    let (code, said) = explain(&sandbox, "team-a/web-0");
+    assert_eq!((code, said["node"].as_str()), (0, Some(NODE)), "{said:#}");
+    let steps = said["steps"].as_array().unwrap();
+    let names = steps.iter().map(|step| step["step"].as_str().unwrap()).collect::<Vec<_>>();
+    let expected = [
+        "daemon",
+        "interception",
+        "pod",
+        "address",
+        "service_account",
+        "imdsv2",
+        "namespace_policy",
+        "token",
+        "sts",
+        "credentials",
+    ];
+    assert_eq!(names, expected);
+    assert!(steps.iter().all(|step| step["state"] == "ok"), "{said:#}");
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
+    assert_eq!(step(&said, "interception")["way"], "nft");
+    assert_eq!(step(&said, "pod")["uid"], web.uid);
+    assert_eq!(step(&said, "address")["address"], web.address().to_string());
+    assert!(step(&said, "address")["interface"].as_u64().is_some());
+    let account = step(&said, "service_account");
+    assert_eq!((&account["role"], &account["audience"]), (&json!(role), &json!(AUDIENCE)));
+    assert_eq!(step(&said, "token")["access"], "node");
+    let credentials = step(&said, "credentials");
+    assert_eq!(credentials["access_key_id"], document["AccessKeyId"]);
+    assert_eq!(credentials["expires"], document["Expiration"]);
+    assert!(credentials["seconds_left"].as_u64().is_some_and(|left| left > 3000));
+    let name = credentials["session_name"].as_str().unwrap();
+    assert!(name.starts_with("team-a.web-0-"), "{name}");
+    for secret in ["SecretAccessKey", "Token"].map(|secret| document[secret].as_str().unwrap()) {
+        assert!(longest_run(secret).is_some(), "such a one would be noticed");
+        assert!(!said.to_string().contains(secret));
+    }
+    // Pods are told of by name on the socket alone.
+    assert_eq!(admin(&sandbox, "/explain/team-a/web-0").0, 404);
+}
+
+#[test]
+fn it_can_be_told_while_the_api_server_and_sts_are_away() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    eventually("it is served", || has_credentials(&web));
+    sandbox.cloud.kubernetes.faults().inject(Target::any(), Fault::Stall);
+    sandbox.cloud.reset_api_connections();
+    sandbox.cloud.sts.faults().hold();
+    let (code, said) = explain(&sandbox, "team-a/web-0");
+    assert_eq!(code, 0, "{said:#}");
+}
+
+#[test]
+fn a_service_account_without_a_role_or_with_one_that_is_none_fails_there() {
+    let sandbox = sandbox();
+    sandbox.annotate("team-a", "web", &[]);
+    let _web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    fails(&sandbox, &["service_account"], &["team-a/web", "names no role", ROLE]);
+    sandbox.annotate("team-a", "web", &[(ROLE, "web")]);
+    let said = fails(&sandbox, &["service_account"], &[ROLE, "\"web\"", "Correct the annotation"]);
+    let events = || sandbox.cloud.kubernetes.events();
+    eventually("there is an Event", || !events().is_empty());
+    assert_eq!(events()[0]["note"], step(&said, "service_account")["says"], "one and the same words");
+}
+
+#[test]
+fn a_role_that_the_namespace_does_not_permit_fails_there_and_one_that_it_does_names_the_glob() {
+    let (sandbox, _web) = with_a_pod();
+    let glob = format!("arn:aws:iam::{ACCOUNT}:role/w*");
+    let _daemon = Daemon::ready(&sandbox, &["--namespace-policy", "required"]);
+    fails(&sandbox, &["namespace_policy"], &["team-a", "role/web", "kube2irsa.io/permitted-roles"]);
+    sandbox.cloud.kubernetes.create_namespace("team-a", &[("kube2irsa.io/permitted-roles", &glob)]);
+    eventually("it is permitted", || explain(&sandbox, "team-a/web-0").0 == 0);
+    let (_, said) = explain(&sandbox, "team-a/web-0");
+    assert!(step(&said, "namespace_policy")["says"].as_str().unwrap().contains(&glob), "{said:#}");
+    assert_eq!(step(&said, "namespace_policy")["permitted_roles"], json!([glob]));
+}
+
+#[test]
+fn what_sts_refuses_is_told_in_aws_words_and_with_what_to_do() {
+    let (sandbox, web) = with_a_pod();
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
+    sandbox.cloud.sts.put_role(&role, sandbox.trust_policy("system:serviceaccount:team-b:web")).unwrap();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    assert_eq!(role_status(&web), 403);
+    let parts = [&*role, "AccessDenied", "trust policy", "system:serviceaccount:team-a:web"];
+    let said = fails(&sandbox, &["sts", "credentials"], &parts);
+    assert_eq!(step(&said, "sts")["code"], "AccessDenied");
+    assert_eq!(step(&said, "token")["state"], "ok");
+    assert!(step(&said, "sts")["last"].as_str().is_some_and(|at| at.ends_with('Z')));
+    assert!(step(&said, "sts")["next"].is_string(), "{said:#}");
+}
+
+#[test]
+fn a_token_that_the_api_server_refuses_fails_before_sts() {
+    let (sandbox, web) = with_a_pod();
+    let tokens = Target::any().verb("create").resource("serviceaccounts/token");
+    sandbox.cloud.kubernetes.faults().inject(tokens, Fault::Answer(StatusCode::CONFLICT));
+    let _daemon = Daemon::ready(&sandbox, &["--token-access", "node"]);
+    assert_eq!(role_status(&web), 403);
+    let said = fails(&sandbox, &["token", "credentials"], &["409", "team-a/web"]);
+    assert_eq!(step(&said, "token")["code"], "409");
+    assert_eq!(step(&said, "sts")["state"], "unknown", "it was not reached");
+}
+
+#[test]
+fn sts_that_is_away_fails_there_and_what_is_served_goes_on() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &["--sts-endpoint", "http://127.0.0.1:1", "--region", "eu-central-1"]);
+    assert_eq!(role_status(&web), 503);
+    let said = fails(&sandbox, &["sts", "credentials"], &["Unreachable", "check that the node reaches STS"]);
+    assert_eq!(step(&said, "sts")["endpoint"], "http://127.0.0.1:1");
+    assert!(step(&said, "sts")["says"].as_str().unwrap().contains("The next call is in"), "{said:#}");
+}
+
+#[test]
+fn an_address_whose_link_is_gone_is_suspended() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    eventually("it is served", || has_credentials(&web));
+    let address = web.address().to_string();
+    sandbox.remove_network(web).unwrap();
+    fails(&sandbox, &["address"], &[&address, "is suspended"]);
+}
+
+#[test]
+fn an_address_that_two_pods_claim_names_both() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    eventually("it is served", || has_credentials(&web));
+    let kubernetes = &sandbox.cloud.kubernetes;
+    kubernetes.create_pod(NewPod::new("team-a", "other-0").service_account("web").node(NODE));
+    kubernetes.run_pod("team-a", "other-0", &[web.address()]);
+    eventually("it is told", || explain(&sandbox, "team-a/other-0").1["steps"].as_array().unwrap().len() > 4);
+    let (code, said) = explain(&sandbox, "team-a/other-0");
+    let address = step(&said, "address");
+    assert_eq!(address["claimants"].as_array().unwrap().len(), 2, "{said:#}");
+    assert_eq!((code, address["state"].as_str()), (1, Some("fails")));
+}
+
+#[test]
+fn pods_of_the_nodes_own_network_and_of_other_nodes_are_told_what_they_are() {
+    let (sandbox, _web) = with_a_pod();
+    let kubernetes = &sandbox.cloud.kubernetes;
+    kubernetes.create_pod(NewPod::new("team-a", "host-0").service_account("web").node(NODE).host_network());
+    kubernetes.run_pod("team-a", "host-0", &sandbox.families().node());
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    let (code, said) = explain(&sandbox, "team-a/host-0");
+    assert_eq!((code, failing(&said)), (1, vec!["pod"]));
+    assert_eq!(step(&said, "pod")["host_network"], true);
+    let (code, said) = explain(&sandbox, "team-a/nobody");
+    assert_eq!((code, failing(&said)), (1, vec!["pod"]));
+    let says = step(&said, "pod")["says"].as_str().unwrap();
+    assert!(says.contains(NODE) && says.contains("kubectl get pod -o wide"), "{says}");
+}
+
+#[test]
+fn pods_that_end_are_served_and_those_that_have_ended_are_not() {
+    let (sandbox, web) = with_a_pod();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    eventually("it is served", || has_credentials(&web));
+    sandbox.cloud.kubernetes.start_deleting_pod("team-a", "web-0", Duration::from_secs(30));
+    eventually("it is told", || {
+        let (code, said) = explain(&sandbox, "team-a/web-0");
+        code == 0 && step(&said, "pod")["says"].as_str().unwrap().contains("is being deleted")
+    });
+    let ended = PodStatus::new(PodPhase::Succeeded, &[web.address()]);
+    sandbox.cloud.kubernetes.set_pod_status("team-a", "web-0", ended);
+    fails(&sandbox, &["pod"], &["it has ended"]);
+}
+
+#[test]
+fn a_pod_that_the_webhook_gave_a_token_is_not_fetched_for_and_that_is_no_failure() {
+    let sandbox = with_an_account();
+    let web = sandbox.start_pod("team-a", "web-0", "web").unwrap();
+    let kubernetes = &sandbox.cloud.kubernetes;
+    kubernetes.create_pod(NewPod::new("team-a", "web-0").service_account("web").node(NODE).token(AUDIENCE));
+    kubernetes.run_pod("team-a", "web-0", &[web.address()]);
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    let (code, said) = explain(&sandbox, "team-a/web-0");
+    assert_eq!(code, 0, "{said:#}");
+    assert_eq!(step(&said, "token")["pod_has_its_own"], true);
+    assert_eq!(step(&said, "credentials")["state"], "unknown");
+    assert!(has_credentials(&web));
+    let (_, said) = explain(&sandbox, "team-a/web-0");
+    assert_eq!(step(&said, "credentials")["state"], "ok", "{said:#}");
+}
+
+#[test]
+fn each_role_of_a_pod_is_told_by_itself() {
+    let sandbox = sandbox();
+    let other = format!("arn:aws:iam::{ACCOUNT}:role/other");
+    put_hub(&sandbox, HUB);
+    put_target(&sandbox, READER, HUB, &json!({}));
+    put_role(&sandbox, &other);
+    let annotations = [
+        (ROLE, HUB),
+        ("kube2irsa.io/target-role-arn", READER),
+        ("kube2irsa.io/additional-role-arns", other.as_str()),
+        ("kube2irsa.io/require-imdsv2", "true"),
+    ];
+    sandbox.annotate("team-a", "web", &annotations);
+    let _web = sandbox.add_pod("team-a", "web-0", "web").unwrap();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    let state = |said: &Value, role: &str| {
+        let steps = said["steps"].as_array().unwrap();
+        let of = steps.iter().find(|step| step["step"] == "credentials" && step["role"] == role).unwrap();
+        of["state"].as_str().unwrap().to_owned()
+    };
+    eventually("the main one is there", || state(&explain(&sandbox, "team-a/web-0").1, READER) == "ok");
+    let (code, said) = explain(&sandbox, "team-a/web-0");
+    assert_eq!((code, state(&said, &other).as_str()), (0, "unknown"), "nobody has asked for that");
+    let account = step(&said, "service_account");
+    assert_eq!((&account["role"], &account["target_role"]), (&json!(HUB), &json!(READER)));
+    assert_eq!(account["additional_roles"], json!([{"name": "other", "role": other}]));
+    assert_eq!(step(&said, "imdsv2")["required"], true);
+}
+
+#[test]
+fn who_is_not_there_or_serves_no_pods_or_is_asked_for_no_pod_is_told_by_the_exit_code() {
+    let sandbox = sandbox();
+    let socket = sandbox.admin_socket();
+    let run = |pod: &str| kube2irsa(&sandbox, &["explain", pod, "--admin-socket", socket.to_str().unwrap()]);
+    let (code, said, errors) = run("team-a/web-0");
+    assert_eq!((code, said.as_str()), (Some(69), ""));
+    assert!(errors.contains("no daemon answers at "), "{errors}");
+    for pod in ["web-0", "team-a/", "/web-0", "team-a/web-0/x", "team-a/web 0"] {
+        assert_eq!(run(pod).0, Some(64), "{pod}");
+    }
+}
