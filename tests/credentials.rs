@@ -112,13 +112,17 @@ fn a_thousand_callers_of_a_cold_pod_cost_one_call_whatever_comes_of_it() {
             connections.truncate(500);
         }
         sandbox.cloud.sts.faults().release();
+        let released = Instant::now();
         let answers = connections.iter_mut().map(|connection| connection.answer().unwrap()).collect::<Vec<_>>();
         // A document that cannot be had is 503, its reason is told at the list.
         let of_document = if status == 200 { 200 } else { 503 };
         assert!(answers.iter().all(|answer| answer.status == of_document), "{}", daemon.log());
         assert!(answers.iter().all(|answer| answer.body == answers[0].body));
         assert_eq!(role_status(&web), status);
-        assert_eq!(exchanges(&sandbox), 1);
+        // A refusal is remembered for half a second at least; on a busy machine the last callers may come later.
+        let remembered = if status == 200 { 0 } else { u64::try_from(released.elapsed().as_millis()).unwrap() / 500 };
+        let exchanges = exchanges(&sandbox);
+        assert!((1..=1 + remembered).contains(&exchanges), "{exchanges}");
     }
 }
 

@@ -38,9 +38,15 @@ struct Cli {
     #[arg(long, hide = true, num_args = 2.., value_names = ["COUNT", "PAUSE"])]
     client_rounds: Vec<String>,
 
-    /// A command to run in a pod with a role, instead of the demonstration.
+    /// Where the command runs: in a pod (of team-a web-0, plain-0 without a role, refused-0 with one that does not trust it;
+    /// of team-b worker-0), or on the node, where `kube2irsa explain team-a/refused-0`, `rules check` and `probe ready` ask
+    /// the daemon.
+    #[arg(long = "in", value_name = "NAMESPACE/POD|node", default_value = "team-a/web-0")]
+    place: show::Place,
+
+    /// A command to run, instead of the demonstration.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    in_pod: Vec<String>,
+    command: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -83,7 +89,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Some(daemon) => daemon.canonicalize().with_context(|| format!("--daemon {}", daemon.display()))?,
         None => build_daemon()?,
     };
-    show::Show::new(shape, daemon, cli.log)?.run(&cli.in_pod)
+    show::Show::new(shape, daemon, cli.log)?.run(&cli.place, &cli.command)
 }
 
 /// The exit code is the last answer's.

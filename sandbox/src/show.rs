@@ -1,10 +1,13 @@
 //! The demonstration: the same pods, first without kube2irsa, then with it.
 
 use std::{
+    convert::Infallible,
     fs::File,
     io::{self, Write as _},
     path::PathBuf,
     process::{ExitCode, Stdio},
+    str::FromStr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +15,7 @@ use anyhow::{Context as _, bail};
 use sandbox::{
     client::Report,
     cloud::NODE_ROLE,
-    network::{PodNetwork, Process},
+    network::{Command, PodNetwork, Process},
     packages,
     sandbox::{Pod, Sandbox, wait_until_ready},
 };
@@ -28,10 +31,28 @@ pub(crate) struct Show {
     web: Pod,
     worker: Pod,
     plain: Pod,
+    refused: Pod,
+}
+
+/// Where a command runs.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// On the node, as its root.
+    Node,
+    /// In the pod of this namespace and name.
+    Pod(String),
+}
+
+impl FromStr for Place {
+    type Err = Infallible;
+
+    fn from_str(place: &str) -> Result<Self, Infallible> {
+        Ok(if place == "node" { Self::Node } else { Self::Pod(place.to_owned()) })
+    }
 }
 
 impl Show {
-    /// The network, the cloud and three pods.
+    /// The network, the cloud and four pods.
     pub(crate) fn new(shape: PodNetwork, daemon: PathBuf, log: bool) -> anyhow::Result<Self> {
         say("making a cluster of one node: namespaces for the node, its pods and what is outside …")?;
         let sandbox = Sandbox::new(shape, &mut |line| drop(say(line)))?;
@@ -42,11 +63,18 @@ impl Show {
         let web = sandbox.add_pod("team-a", "web-0", "web")?;
         let worker = sandbox.add_pod("team-b", "worker-0", "worker")?;
         let plain = sandbox.add_pod("team-a", "plain-0", "plain")?;
-        Ok(Self { sandbox, daemon, log, web, worker, plain })
+        let role = sandbox.add_service_account("team-a", "refused", "refused")?;
+        sandbox.cloud.sts.put_role(&role, sandbox.trust_policy("system:serviceaccount:team-b:another"))?;
+        let refused = sandbox.add_pod("team-a", "refused-0", "refused")?;
+        Ok(Self { sandbox, daemon, log, web, worker, plain, refused })
     }
 
-    /// Shows all, or runs `command` in a pod that has a role.
-    pub(crate) fn run(self, command: &[String]) -> anyhow::Result<ExitCode> {
+    fn pods(&self) -> [&Pod; 4] {
+        [&self.web, &self.worker, &self.plain, &self.refused]
+    }
+
+    /// Shows all, or runs `command` there.
+    pub(crate) fn run(self, place: &Place, command: &[String]) -> anyhow::Result<ExitCode> {
         say("\nwithout kube2irsa")?;
         let without = self.ask(&self.web)?;
         let got_node = without.arn.as_deref().is_some_and(|arn| arn.contains(&format!("assumed-role/{NODE_ROLE}/")));
@@ -60,7 +88,7 @@ impl Show {
         let mut daemon = self.start()?;
         say(&format!("\nwith kube2irsa ({} run, ready after {})", self.daemon.display(), time(start.elapsed())))?;
         let code = match command.split_first() {
-            Some((program, arguments)) => self.in_pod(program, arguments)?,
+            Some((program, arguments)) => self.run_in(place, program, arguments)?,
             None => self.show(&mut daemon)?,
         };
         daemon.signal(nix::sys::signal::Signal::SIGTERM)?;
@@ -68,20 +96,70 @@ impl Show {
         Ok(code)
     }
 
-    fn in_pod(&self, program: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    fn run_in(&self, place: &Place, program: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
         if program == packages::AWS_CLI.command {
             packages::ensure(&[packages::AWS_CLI], &mut |line| drop(say(line)))?;
         }
-        line("pod team-a/web-0", &format!("{program} {}", arguments.join(" ")))?;
-        let status = self.sandbox.in_pod(&self.web, program).args(arguments).status()?;
+        let command = match place {
+            Place::Node => self.on_node(program)?,
+            Place::Pod(name) => {
+                let pods = self.pods();
+                let pod = pods.into_iter().find(|pod| of(pod) == *name);
+                let pod = pod.with_context(|| format!("--in {name}: there are node, {}", pods.map(of).join(", ")))?;
+                self.sandbox.in_pod(pod, program)
+            }
+        };
+        let name = match place {
+            Place::Node => "the node".to_owned(),
+            Place::Pod(name) => format!("pod {name}"),
+        };
+        line(&name, &format!("{program} {}", arguments.join(" ")))?;
+        let status = command.args(arguments).status()?;
         Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    }
+
+    /// Where `kube2irsa` is the daemon's binary and finds the daemon.
+    fn on_node(&self, program: &str) -> anyhow::Result<Command> {
+        let folder = self.daemon.parent().context("the daemon's binary is in no folder")?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path)))?;
+        // Which program it is, is looked up with our own PATH.
+        let program = if program == "kube2irsa" { self.daemon.as_os_str() } else { program.as_ref() };
+        let command = self.sandbox.node().command(program).env("PATH", path);
+        Ok(command
+            .env("KUBE2IRSA_ADMIN_SOCKET", self.sandbox.admin_socket())
+            .env("KUBE2IRSA_STATE_DIR", self.sandbox.state_dir()))
+    }
+
+    /// What an operator is told of the pod whose role does not trust it.
+    fn explain(&self) -> anyhow::Result<bool> {
+        say("\nwhy pod team-a/refused-0 gets none: its Event (kubectl describe pod)")?;
+        let start = Instant::now();
+        let note = loop {
+            let events = self.sandbox.cloud.kubernetes.events();
+            let of_pod = events.iter().find(|event| event["regarding"]["name"] == "refused-0");
+            if let Some(note) = of_pod.and_then(|event| event["note"].as_str()) {
+                break note.to_owned();
+            }
+            if start.elapsed() > READY_LIMIT {
+                bail!("no Event was written");
+            }
+            thread::sleep(Duration::from_millis(50));
+        };
+        say(&format!("  {note}"))?;
+        say("\nand on the node: kube2irsa explain team-a/refused-0")?;
+        let output = self.on_node("kube2irsa")?.args(["explain", "team-a/refused-0"]).output()?;
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            say(&format!("  {line}"))?;
+        }
+        Ok(output.status.code() == Some(1))
     }
 
     fn show(&self, daemon: &mut Process) -> anyhow::Result<ExitCode> {
         let mut as_promised = true;
-        for (pod, role) in [(&self.web, Some("web")), (&self.worker, Some("worker")), (&self.plain, None)] {
+        for (pod, role) in self.pods().into_iter().zip([Some("web"), Some("worker"), None, None]) {
             let report = self.ask(pod)?;
-            line(&format!("pod {}/{}", pod.namespace, pod.name), &outcome(&report))?;
+            line(&format!("pod {}", of(pod)), &outcome(&report))?;
             as_promised &= match role {
                 Some(role) => {
                     line("", &format!("first time {}, then {}", time(report.first), time(report.again)))?;
@@ -94,6 +172,7 @@ impl Show {
         let node = report(node.output()?.stdout)?;
         line("the node itself", &outcome(&node))?;
         as_promised &= node.arn.is_some();
+        as_promised &= self.explain()?;
 
         let credentials = format!("/latest/meta-data/iam/security-credentials/{NODE_ROLE}");
         let refused = |when: &str, expected: &dyn Fn(&Result<u16, io::ErrorKind>) -> bool| {
@@ -134,6 +213,10 @@ impl Show {
     fn ask(&self, pod: &Pod) -> anyhow::Result<Report> {
         report(self.sandbox.in_pod(pod, &own_binary()?).arg("--client").output()?.stdout)
     }
+}
+
+fn of(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
 }
 
 fn own_binary() -> anyhow::Result<String> {

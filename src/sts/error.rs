@@ -137,6 +137,10 @@ impl ExchangeError {
             "Unreadable",
             "ValidationError",
         ];
+        // AWS has several names for it.
+        if self.class == Class::Throttled {
+            return "Throttling";
+        }
         KNOWN.into_iter().find(|known| *known == self.code).unwrap_or("other")
     }
 }
@@ -196,6 +200,7 @@ mod tests {
             assert_eq!(classify(status, code, message), class, "{code} {message}");
         }
     }
+
     #[test]
     fn what_was_sent_in_secret_is_not_repeated() {
         use aws_sdk_sts::operation::assume_role::AssumeRoleError;
@@ -213,5 +218,7 @@ mod tests {
              have been 'x-amz-security-token:(secret)' by (secret)"
         );
         assert_eq!((error.class, error.label()), (Class::Permanent, "SignatureDoesNotMatch"));
+        let throttled = ExchangeError { class: Class::Throttled, code: "TooManyRequestsException".to_owned(), ..error };
+        assert_eq!(throttled.label(), "Throttling", "whatever AWS calls it");
     }
 }
