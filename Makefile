@@ -50,8 +50,9 @@ test-apiserver: ## Run the tests on a real API server, which is built once (root
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }
 	cargo test --locked --test apiserver --test contract -- --ignored
 
-test-histories: ## Try index and schedule under ten million random histories each (an hour)
+test-histories: ## Try index and schedule under ten million random histories each, sockets under a hundred thousand (an hour)
 	cargo test --locked --lib ten_million_histories -- --ignored
+	cargo test --locked --lib a_hundred_thousand_histories -- --ignored
 
 test-upgrades: ## Let a hundred daemons follow each other under load (root; minutes)
 	KUBE2IRSA_UPGRADES=100 cargo test --locked --test upgrade no_request_fails -- --nocapture

@@ -37,7 +37,7 @@ use crate::{
     descriptors, drain,
     events::{self, Events},
     identity::{
-        Directory, PodUid, Role, Roles, accounts,
+        Directory, HostPods, PodUid, Role, Roles, accounts,
         annotations::{AnnotationError, PlainNames},
         binding::Binding,
         links, lookup, node, watch,
@@ -45,6 +45,7 @@ use crate::{
     imds::{
         container::Container,
         facts::Facts,
+        host::HostPeers,
         key::KeyFile,
         limits::{Admission, Limits},
         passage::Passage,
@@ -53,7 +54,11 @@ use crate::{
         server::{self, Accept},
         service::Services,
     },
-    intercept::{self, METADATA, handover::Offer},
+    intercept::{
+        self, METADATA,
+        handover::Offer,
+        host::{HostInterception, HostNetwork, Means},
+    },
     metrics::Metrics,
     observe::Observation,
     readiness::{Condition, Readiness},
@@ -118,12 +123,17 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     }
     let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
     let admin_address = admin_listener.local_addr()?;
-    let interception = match config.intercept {
-        Intercept::Redirect(wanted) => {
-            Some(listeners::interception(wanted, &addresses, &config.container_endpoints, &config.limits)?)
-        }
+    let way = match config.intercept {
+        Intercept::Redirect(wanted) => Some(wanted),
         Intercept::Observe | Intercept::None => None,
     };
+    let mut interception = match way {
+        Some(wanted) => Some(listeners::interception(wanted, &addresses, &config.container_endpoints, &config.limits)?),
+        None => None,
+    };
+    let host_network = HostNetwork::find(config.host_network, way).await;
+    let host_network = host_network.map_err(|why| anyhow::anyhow!("--host-network: {why}"))?;
+    host_network.tell(&metrics);
     let mut key_file = KeyFile::new(config.state_dir.clone(), Arc::clone(&metrics));
     let session_keys = Arc::new(ArcSwap::from_pointee(key_file.load().await?));
     let limits = within_descriptors(config.limits);
@@ -132,22 +142,6 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let serves = Arc::new(tokio::sync::watch::Sender::new(predecessor.is_none()));
     let offer = Offer::new(&config.state_dir, listeners.iter().chain([&admin_listener]))?;
     let mut tasks = JoinSet::new();
-    match interception {
-        Some(interception) => {
-            readiness.lacks(Condition::Guard, "not in place yet");
-            readiness.lacks(Condition::Rules, "not in place yet");
-            let (state_dir, owned) = (config.state_dir.clone(), owns.subscribe());
-            let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));
-            let rules = succession::keep_rules(interception, state_dir, owned, readiness, metrics);
-            spawn(&mut tasks, "rules", rules);
-        }
-        None => {
-            let how = if observes { "observe" } else { "none" };
-            metrics.intercept.with_label_values(&[how]).set(1);
-            tracing::warn!("--intercept {how}: no guard keeps pods from the node's role");
-        }
-    }
-
     let (events, reported) = Events::new(config.node_name.clone(), config.token_audience.clone(), Arc::clone(&metrics));
     let events = Arc::new(events);
     spawn(&mut tasks, "writer of Events", events::write(client.clone(), reported, Arc::clone(&metrics)));
@@ -189,7 +183,33 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         }
     };
     let (directory, unknown) = Directory::new(binding, config.namespace_policy, on_entitled, on_invalid);
-    let directory = Arc::new(directory);
+    let host_pods = match host_network {
+        HostNetwork::On(host_pods, _) => host_pods,
+        HostNetwork::Off(_) => HostPods::Off,
+    };
+    let directory = Arc::new(directory.with_host_pods(host_pods, host_network.means().and_then(Means::own_pod)));
+    if let Some(interception) = &mut interception {
+        interception.host = host_network.means().map(|means| {
+            let directory = Arc::clone(&directory);
+            HostInterception::new(means.clone(), move |own| directory.host_pods_like(own))
+        });
+    }
+    match interception {
+        Some(interception) => {
+            readiness.lacks(Condition::Guard, "not in place yet");
+            readiness.lacks(Condition::Rules, "not in place yet");
+            readiness.lacks(Condition::HostNetwork, "not in place yet");
+            let (state_dir, owned) = (config.state_dir.clone(), owns.subscribe());
+            let (readiness, metrics) = (Arc::clone(&readiness), Arc::clone(&metrics));
+            let rules = succession::keep_rules(interception, state_dir, owned, readiness, metrics);
+            spawn(&mut tasks, "rules", rules);
+        }
+        None => {
+            let how = if observes { "observe" } else { "none" };
+            metrics.intercept.with_label_values(&[how]).set(1);
+            tracing::warn!("--intercept {how}: no guard keeps pods from the node's role");
+        }
+    }
     spawn(&mut tasks, "watch of links", links::keep(Arc::clone(&directory), Arc::clone(&metrics)));
     if observes {
         readiness.lacks(Condition::Observation, "not begun yet");
@@ -258,7 +278,11 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let accept = match config.intercept {
         Intercept::None => Accept::All,
         Intercept::Redirect(_) | Intercept::Observe => {
-            Accept::Redirected { metadata: METADATA.into(), container: endpoints }
+            let host = host_network.means().map(|means| {
+                let (directory, metrics) = (Arc::clone(&directory), Arc::clone(&metrics));
+                Arc::new(HostPeers::new(Arc::clone(&means.tree), directory, metrics))
+            });
+            Accept::Redirected { metadata: METADATA.into(), container: endpoints, host }
         }
     };
     let services = Arc::new(Services { imds, container });
@@ -335,6 +359,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         audience: config.token_audience,
         role_annotation,
         intercept: config.intercept,
+        host_network,
         require_imdsv2: config.require_imdsv2,
         sts: sts_place,
     });

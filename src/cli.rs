@@ -138,6 +138,10 @@ pub struct CheckArgs {
     #[arg(long, value_name = "auto|nft|iptables|observe|none", default_value = INTERCEPT, env = "KUBE2IRSA_INTERCEPT")]
     pub intercept: String,
 
+    /// What becomes of pods on the node's network.
+    #[arg(long, value_name = "auto|off|deny|serve", default_value = HOST_NETWORK, env = "KUBE2IRSA_HOST_NETWORK")]
+    pub host_network: String,
+
     /// Addresses at which the container credentials endpoint is served.
     #[arg(long, value_name = "ADDR,…|off", default_value = CONTAINER_ENDPOINTS, env = "KUBE2IRSA_CONTAINER_ENDPOINTS")]
     pub container_endpoints: String,
@@ -174,6 +178,7 @@ pub struct RemoveArgs {
 
 const LISTEN: &str = "0.0.0.0:9169,[::]:9169";
 const ADMIN_LISTEN: &str = "127.0.0.1:9170";
+const HOST_NETWORK: &str = "auto";
 const ADMIN_SOCKET: &str = "/run/kube2irsa/admin.sock";
 const STATE_DIR: &str = "/run/kube2irsa";
 const INTERCEPT: &str = "auto";
@@ -337,6 +342,12 @@ pub struct RunArgs {
     /// (needs the capability NET_RAW); `none` installs no rule, nor the guard.
     #[arg(long, value_name = "auto|nft|iptables|observe|none", default_value = INTERCEPT, env = "KUBE2IRSA_INTERCEPT")]
     pub intercept: String,
+
+    /// What becomes of pods on the node's network (hostNetwork), told by their cgroups: `serve` gives them the roles of
+    /// their service accounts, `deny` none, and either keeps them from the node's; `off` leaves them that. `auto`: `serve`
+    /// where the node's cgroups (version 2) are to be seen and nftables redirects, else `off`.
+    #[arg(long, value_name = "auto|off|deny|serve", default_value = HOST_NETWORK, env = "KUBE2IRSA_HOST_NETWORK")]
+    pub host_network: String,
 
     /// Addresses at which the container credentials endpoint is served, separated by commas (169.254.170.2,
     /// 169.254.170.23, fd00:ec2::23); `off`: none. The latter two are those of EKS Pod Identity: name them only where

@@ -24,7 +24,7 @@ pub use self::{
 use crate::{
     audit,
     cli::RunArgs,
-    identity::{NodeName, annotations::Keys, policy::NamespacePolicy},
+    identity::{HostPods, NodeName, annotations::Keys, policy::NamespacePolicy},
     imds::{allowed::AllowedPaths, facts::Given, limits::Limits},
     intercept::{CONTAINER, POD_IDENTITY_V4, POD_IDENTITY_V6, plan::Wanted},
     local_socket::LONGEST_PATH,
@@ -72,6 +72,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How requests are redirected.
     pub intercept: Intercept,
+    /// What is to become of pods on the node's network; `None`: what is best.
+    pub host_network: Option<HostPods>,
     /// At which addresses the container credentials endpoint is served.
     pub container_endpoints: Vec<IpAddr>,
     /// Form of the log lines.
@@ -189,6 +191,7 @@ impl Config {
             let text = format!("--listen {listen}: pods' packets cannot be redirected to a loopback address");
             errors.add(text, ());
         }
+        let host_network = host_network(&args.host_network, intercept, &mut errors);
         let container_endpoints = container_endpoints(&args.container_endpoints, &mut errors);
         let (log_format, log_level) = log(&args.log_format, &args.log_level, &mut errors);
         let threads_what = "a number of threads from 1 to 64";
@@ -244,6 +247,7 @@ impl Config {
             limits,
             state_dir: PathBuf::from(&args.state_dir),
             intercept,
+            host_network,
             container_endpoints,
             log_format,
             log_level,
@@ -310,6 +314,20 @@ fn intercept(text: &str, errors: &mut Errors) -> Intercept {
             errors.add(format!("--intercept {other:?}: must be auto, nft, iptables, observe or none"), Intercept::None)
         }
     }
+}
+
+fn host_network(text: &str, intercept: Intercept, errors: &mut Errors) -> Option<HostPods> {
+    let wish = match text {
+        "auto" => None,
+        "off" => Some(HostPods::Off),
+        "deny" => Some(HostPods::Denied),
+        "serve" => Some(HostPods::Served),
+        other => errors.add(format!("--host-network {other:?}: must be auto, off, deny or serve"), None),
+    };
+    if matches!((wish, intercept), (Some(HostPods::Denied | HostPods::Served), Intercept::Observe | Intercept::None)) {
+        errors.add(format!("--host-network {text}: nothing is redirected (--intercept)"), ());
+    }
+    wish
 }
 
 /// One address of a family, or one of each.

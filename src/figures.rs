@@ -11,7 +11,7 @@ use nix::sys::{
 use crate::{
     clock::{self, Now},
     credentials::{Standing, Store},
-    identity::{Directory, Pod, Role},
+    identity::{Directory, Reach, Role},
     metrics::Metrics,
 };
 
@@ -28,7 +28,7 @@ const STANDINGS: [Standing; 6] = [
 pub fn take(metrics: &Metrics, directory: &Directory, store: &Store) {
     let now = clock::now();
     let mut pods = BTreeMap::<_, i64>::new();
-    directory.each_pod(|pod, main| *pods.entry(credentials(pod, main, store, now)).or_default() += 1);
+    directory.each_pod(|reach, main| *pods.entry(credentials(reach, main, store, now)).or_default() += 1);
     for class in CLASSES {
         metrics.pods.with_label_values(&[class]).set(pods.get(class).copied().unwrap_or_default());
     }
@@ -80,9 +80,11 @@ const CLASSES: [&str; 10] = [
 ];
 
 /// Whether the pod can get its main role's credentials now, as a metric's label.
-fn credentials(pod: &Pod, main: &Role, store: &Store, now: Now) -> &'static str {
-    if !pod.may_ask() {
-        return "exempt";
+fn credentials(reach: Reach, main: &Role, store: &Store, now: Now) -> &'static str {
+    match reach {
+        Reach::Node | Reach::Ours | Reach::Ended => return "exempt",
+        Reach::Denied => return "no_role",
+        Reach::Address | Reach::Cgroup => {}
     }
     match main {
         Role::Unknown => "not_known",

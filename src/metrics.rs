@@ -136,7 +136,8 @@ metrics! {
                       it brings its own token for STS, or has not asked for long; `no_role`: the service account names none. \
                       **`invalid`: annotations that cannot be meant, or a role that is not permitted; `refused_by_aws`, \
                       `refused_by_kubernetes`: until somebody mends it; `failing`: no answer, for now.** `not_known`: the \
-                      service account has not been read; `exempt`: the pod has the node's address, or has ended.");
+                      service account has not been read; `exempt`: the pod is on the node's network and left [the node's role](host-network.md), or has \
+                      ended. Those there that are denied any are `no_role`.");
             pub pods_with_invalid_role: IntGauge = "kube2irsa_pods_with_invalid_role",
                 "Pods whose service account has annotations that cannot be meant, or asks for a role that its namespace does \
                  not permit.",
@@ -147,9 +148,11 @@ metrics! {
                 note("`node`: of the node, and what stands beside the credentials; `allowed`: a path of `--allow-path`.");
             pub unidentified: IntCounterVec = "kube2irsa_unidentified_requests_total",
                 "Requests from addresses that could not be told to be one pod's.",
-                by(&[Label::new("reason", &["not_yet_known", "disputed", "suspended", "unbound", "unknown", "link_local"])]),
+                by(&[Label::new("reason", &["not_yet_known", "disputed", "suspended", "unbound", "unknown", "link_local",
+                    "host_process"])]),
                 note("**`link_local`: pods of [a cluster of IPv6](interception.md#whose-address-where-a-request-comes-from) \
-                      ask over IPv4.**");
+                      ask over IPv4.** `host_process`: a process on [the node's network](host-network.md) whose cgroup is no \
+                      pod's.");
         }
         "Credentials and STS" {
             answer_seconds: Resolved<Histogram> = "kube2irsa_credential_request_duration_seconds",
@@ -313,12 +316,25 @@ metrics! {
                       earlier redirect out.");
             pub rules_restored: IntCounterVec = "kube2irsa_rules_restored_total",
                 "Times that rules of ours were found missing and put back.",
-                by(&[Label::new("part", &["guard", "redirect", "input", "leftover"])]),
+                by(&[Label::new("part", &["guard", "redirect", "input", "leftover", "host_redirect"])]),
                 note("**Some other program removes them.**");
             pub obstacles: IntGaugeVec = "kube2irsa_intercept_obstacle",
                 "1 while this keeps, or may keep, pods' packets from coming here.",
                 by(&[Label::new("kind", &["routing_rule", "cilium", "lost"])]),
                 note("See [what may be in the way](interception.md#what-may-be-in-the-way).");
+            pub host_network: IntGaugeVec = "kube2irsa_host_network_info",
+                "1 for what becomes of pods on the node's network.",
+                by(&[Label::new("mode", &["off", "deny", "serve"])]), on_demand(),
+                note("See [the page of it](host-network.md). **`off`: they have the node's role**, and the log says why.");
+            pub host_rules: IntGaugeVec = "kube2irsa_host_network_rules",
+                "1 while these rules for pods on the node's network are in place.",
+                by(&[Label::new("part", &["redirect", "guard"])]), on_demand(),
+                note("Where they are served or denied. `redirect` is 0 too where kubelet has run no pod yet. **`guard` at 0: a \
+                      flush of nftables opens the node's role to them until the rules are back.**");
+            pub host_lookups: IntCounterVec = "kube2irsa_host_network_lookups_total",
+                "Connections from no pod's address of which the kernel was asked whose they are.",
+                by(&[Label::new("result", &["pod", "process", "none", "failed"])]),
+                note("`process`: no pod's, or its cgroup is gone; `none`: no socket of the node's network, or closed.");
             pub observed_connections: IntCounterVec = "kube2irsa_observed_connections_total",
                 "With --intercept observe: connections that would be redirected, by what would come of them.",
                 by(&[Label::new("outcome", &["role", "no_role", "invalid", "unidentified"])]), on_demand(),
@@ -378,6 +394,13 @@ impl Metrics {
         {
             counter.inc();
         }
+    }
+
+    /// How many connections came that were no pods' on the node's network: what their redirect counts is counted apart.
+    #[must_use]
+    pub fn arrived(&self) -> u64 {
+        let of_host = ["pod", "process"].map(|result| self.host_lookups.with_label_values(&[result]).get());
+        self.redirected_connections.get().saturating_sub(of_host.iter().sum())
     }
 
     /// Counts a connection that we close.

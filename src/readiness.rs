@@ -12,6 +12,8 @@ pub enum Condition {
     Guard,
     /// The redirect leads here.
     Rules,
+    /// The redirect of pods on the node's network leads here, where there is to be one.
+    HostNetwork,
     /// Nothing is seen to keep pods' packets from coming here.
     Arrival,
     /// Pods' packets can be seen, where they are only observed.
@@ -29,9 +31,10 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Guard,
         Self::Rules,
+        Self::HostNetwork,
         Self::Arrival,
         Self::Observation,
         Self::Region,
@@ -47,6 +50,7 @@ impl Condition {
         match self {
             Self::Guard => "guard",
             Self::Rules => "rules",
+            Self::HostNetwork => "host network",
             Self::Arrival => "arrival",
             Self::Observation => "observation",
             Self::Region => "region",

@@ -31,8 +31,6 @@ use support::{
 /// What the chart sets by itself, from other values.
 const OURS: &[&str] =
     &["admin-listen", "admin-socket", "kubeconfig", "node-name", "remove-taint", "state-dir", "token-access"];
-/// Flags that are values and come with other changes.
-const NOT_YET: &[&str] = &["host-network"];
 
 fn schema() -> Value {
     serde_json::from_str(&fs::read_to_string(root().join("daemonset/chart/values.schema.json")).unwrap()).unwrap()
@@ -68,9 +66,8 @@ fn every_flag_of_a_run_is_a_value_and_of_its_kind() {
             assert_eq!(value["enum"], json!(words), "{name}");
         }
     }
-    let not_yet = |name: &&str| NOT_YET.contains(name);
     let unknown = values.keys().map(String::as_str).chain(OURS.iter().copied()).filter(|name| !known.contains(*name));
-    assert_eq!(unknown.filter(|name| !not_yet(name)).collect::<Vec<_>>(), [""; 0], "the daemon has no such flags");
+    assert_eq!(unknown.collect::<Vec<_>>(), [""; 0], "the daemon has no such flags");
 }
 
 #[test]
@@ -228,6 +225,45 @@ fn the_daemon_runs_with_what_its_mode_needs_and_nothing_else() {
 
 #[test]
 #[ignore = "run by make test-chart"]
+fn pods_on_the_nodes_network_keep_its_role_until_another_value_is_chosen() {
+    for (mode, said) in [
+        ("run", Value::Null),
+        ("run", json!("off")),
+        ("run", json!("deny")),
+        ("run", json!("serve")),
+        ("run", json!("auto")),
+        ("observe", json!("serve")),
+        ("remove", json!("serve")),
+    ] {
+        let mut values = json!({"mode": mode, "tokenAccess": "node"});
+        if said != Value::Null {
+            values["flags"]["host-network"] = said.clone();
+        }
+        let objects = render(NODE_MODE, &values);
+        let container = container(&objects);
+        let given = variable(&objects, "KUBE2IRSA_HOST_NETWORK");
+        assert_eq!(given, (mode == "run").then(|| said.as_str().unwrap_or("off")), "{values}");
+        let tells = mode == "run" && ["deny", "serve", "auto"].iter().any(|word| said == *word);
+        let mount = json!({"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": true});
+        let volume = json!({"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}});
+        let spec = &the(&objects, "DaemonSet")["spec"]["template"]["spec"];
+        let has = |list: &Value, one: &Value| list.as_array().unwrap().contains(one);
+        assert_eq!(
+            (has(&container["volumeMounts"], &mount), has(&spec["volumes"], &volume)),
+            (tells, tells),
+            "{values}"
+        );
+        let resources = &container["resources"];
+        // The class Guaranteed: both are there, and each request is its limit.
+        let is_guaranteed = ["cpu", "memory"].iter().all(|what| resources["limits"][what].is_string())
+            && resources["limits"] == resources["requests"];
+        assert_eq!(is_guaranteed, tells, "{values}: {resources}");
+        assert_eq!(spec["containers"].as_array().unwrap().len(), 1, "or the class would be another");
+    }
+}
+
+#[test]
+#[ignore = "run by make test-chart"]
 fn whatever_the_release_is_called_rights_and_policies_are_for_its_own_service_account() {
     let everything = json!({"startupTaint": {"enabled": true}, "admission": {"podsOfOwnNodeOnly": true}});
     for (release, named, name) in [
@@ -285,6 +321,8 @@ fn values_that_cannot_be_meant_are_refused_and_named() {
         (json!({"updateStrategy": {"maxSurge": "0%"}}), "one of maxSurge and maxUnavailable must be 0"),
         (json!({"updateStrategy": {"maxSurge": "half"}}), "maxSurge"),
         (json!({"admission": {"forbiddenNamespaces": "kube-system"}}), "forbiddenNamespaces"),
+        (json!({"admission": {"exemptServiceAccounts": ["aws-node"]}}), "exemptServiceAccounts"),
+        (json!({"flags": {"host-network": false}}), "host-network"),
         (json!({"stateDir": "run"}), "stateDir"),
         // Which Helm read of 012345678901, without quotes.
         (json!({"flags": {"aws-account": 12_345_678_901_u64}}), "aws-account"),
@@ -319,6 +357,8 @@ fn all_flags() -> Value {
     };
     let value = |(name, schema): (&String, &Value)| {
         let value = match (&schema["enum"], schema["type"].as_str(), &schema["maximum"]) {
+            // Where nothing is redirected there is nothing to say of pods on the node's network.
+            _ if name == "intercept" => json!("nft"),
             (Value::Array(words), ..) => words.last().unwrap().clone(),
             (_, Some("boolean"), _) => json!(true),
             (_, _, most @ Value::Number(_)) => most.clone(),

@@ -201,7 +201,10 @@ fn in_direct_mode_under_any_name_pods_get_their_roles_and_each_value_of_the_poli
         json!({
             "startupTaint": {"enabled": true},
             "additionalAudiences": ["vault.example.com"],
-            "admission": {"forbiddenNamespaces": ["kube-system", "team-b"]},
+            "admission": {
+                "forbiddenNamespaces": ["kube-system", "team-b"],
+                "exemptServiceAccounts": ["kube-system/aws-node"],
+            },
             "metrics": {"enabled": true, "port": 9999},
         }),
     );
@@ -254,9 +257,17 @@ fn in_direct_mode_under_any_name_pods_get_their_roles_and_each_value_of_the_poli
     ask("team-a", &with("/spec/boundObjectRef", Value::Null)).refuses(422, "that are bound to a pod by its UID");
     ask("team-a", &with("/spec/expirationSeconds", json!(901))).refuses(422, "of at most 900 seconds");
     for namespace in ["kube-system", "team-b"] {
-        api.add_namespace(&sandbox, namespace, &[("web", Value::Null)]);
+        api.add_namespace(&sandbox, namespace, &[("web", Value::Null), ("aws-node", Value::Null)]);
         let there = api.add_pod(&sandbox, (namespace, "web-0"), "web", NODE, Some("10.244.0.77"));
-        ask(namespace, &for_sts("web-0", &there)).refuses(422, "kube2irsa may not ask for tokens in this namespace");
+        let refused = "kube2irsa may not ask for tokens in this namespace";
+        ask(namespace, &for_sts("web-0", &there)).refuses(422, refused);
+        let agent = api.add_pod(&sandbox, (namespace, "aws-node-0"), "aws-node", NODE, Some("10.244.0.78"));
+        let of_agent = api.token(&sandbox, ourselves, (namespace, "aws-node"), &for_sts("aws-node-0", &agent));
+        if namespace == "kube-system" {
+            of_agent.accepted();
+        } else {
+            of_agent.refuses(422, refused);
+        }
     }
     refuses_what_both_modes_refuse(&sandbox, &api, token);
 

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod ca;
+pub mod cgroups;
 pub mod client;
 pub mod clock;
 pub mod cloud;

@@ -1,5 +1,6 @@
 //! The whole: a network, a cloud outside of it, pods with service accounts, and the real daemon on the node.
 
+mod host;
 mod pods;
 
 use std::{
@@ -7,7 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Stdio,
-    sync::atomic::AtomicU8,
+    sync::{OnceLock, atomic::AtomicU8},
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
+    cgroups::Cgroups,
     cloud::{ACCOUNT, Cloud, CloudError, EC2_NAMES, REGION, S3_NAMES, STS_NAMES},
     kubernetes::{Grant, NewPod},
     network::{
@@ -26,6 +28,7 @@ use crate::{
     sts::{IamError, Role},
 };
 
+pub use host::{Folders, HostPod};
 pub use pods::Pod;
 
 /// The node's name.
@@ -86,6 +89,8 @@ pub struct Sandbox {
     network: Network,
     directory: TempDir,
     next_address: AtomicU8,
+    daemon_uid: String,
+    cgroups: OnceLock<Cgroups>,
 }
 
 impl Sandbox {
@@ -114,18 +119,19 @@ impl Sandbox {
         cloud.sts.put_oidc_provider(ACCOUNT, cloud.issuer.url(), &[AUDIENCE])?;
         let directory = tempfile::Builder::new().prefix("kube2irsa-sandbox-").tempdir()?;
         fs::create_dir(directory.path().join("home"))?;
-        let sandbox = Self { cloud, network, directory, next_address: AtomicU8::new(10) };
-        sandbox.install_daemon()?;
+        let (daemon_uid, cgroups) = (String::new(), OnceLock::new());
+        let mut sandbox = Self { cloud, network, directory, next_address: AtomicU8::new(10), daemon_uid, cgroups };
+        sandbox.daemon_uid = sandbox.install_daemon()?;
         fs::write(sandbox.ca_file(), sandbox.cloud.ca_pem())?;
         Ok(sandbox)
     }
 
     /// The daemon's own pod, with what `daemonset/manifests/node.yaml` grants, and a kubeconfig that is its.
-    fn install_daemon(&self) -> Result<(), SandboxError> {
+    fn install_daemon(&self) -> Result<String, SandboxError> {
         let kubernetes = &self.cloud.kubernetes;
         kubernetes.apply_service_account(DAEMON, DAEMON, &[]);
         let pod = NewPod::new(DAEMON, DAEMON_POD).service_account(DAEMON).node(NODE).host_network();
-        kubernetes.create_pod(pod);
+        let uid = kubernetes.create_pod(pod);
         kubernetes.run_pod(DAEMON, DAEMON_POD, &self.families().node());
         let labels =
             [("topology.kubernetes.io/region", "eu-central-1"), ("topology.kubernetes.io/zone", "eu-central-1a")];
@@ -144,7 +150,8 @@ impl Sandbox {
         kubernetes.grant_group("system:nodes", Grant::new(&["request-serviceaccounts-token-audience"], AUDIENCE));
         let token = kubernetes.service_account_token(DAEMON, DAEMON, Some(DAEMON_POD)).unwrap_or_default();
         let kubeconfig = kubernetes.kubeconfig(&self.cloud.api_url(), self.cloud.ca_pem(), &token);
-        Ok(fs::write(self.kubeconfig(), kubeconfig)?)
+        fs::write(self.kubeconfig(), kubeconfig)?;
+        Ok(uid)
     }
 
     /// The namespace of what is outside of the node.

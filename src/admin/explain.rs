@@ -20,6 +20,7 @@ use crate::{
     config::Intercept,
     credentials::Store,
     identity::{Directory, Namespace, NodeName},
+    intercept::host::HostNetwork,
     metrics::Metrics,
     readiness::Readiness,
     token::access::Access,
@@ -91,6 +92,9 @@ pub enum About {
         /// `spec.hostNetwork`.
         #[serde(default)]
         host_network: bool,
+        /// What becomes of such pods: `off`, `deny` or `serve`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host_network_mode: Option<String>,
         /// `status.podIPs`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         addresses: Vec<IpAddr>,
@@ -248,6 +252,8 @@ pub struct Explainer {
     pub role_annotation: String,
     /// How requests are redirected.
     pub intercept: Intercept,
+    /// What becomes of pods on the node's network.
+    pub host_network: HostNetwork,
     /// Whether every pod must bring a session token.
     pub require_imdsv2: bool,
     /// Where STS is.

@@ -113,5 +113,11 @@ pub(super) fn interception(
         !intercept::targets(listening).is_empty(),
         "--listen: the node's own address cannot be found; name it instead"
     );
-    Ok(Interception { addresses: intercept::addresses(container), listening: listening.to_vec(), rush, wanted })
+    Ok(Interception {
+        addresses: intercept::addresses(container),
+        listening: listening.to_vec(),
+        rush,
+        wanted,
+        host: None,
+    })
 }

@@ -29,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often that is tried which the state directory did not let us do: on a full disk, say.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 /// What is looked after by whose turn it is.
-const RULES: [Condition; 2] = [Condition::Guard, Condition::Rules];
+const RULES: [Condition; 3] = [Condition::Guard, Condition::Rules, Condition::HostNetwork];
 /// How long another daemon may hold the lock for the rules.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long credentials may take that are fetched for the pods of the node: a full node's, at the default rate, take

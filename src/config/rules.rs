@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use super::{ConfigErrors, Errors, Intercept, LogFormat, LogLevel};
 use crate::{
     cli::{CheckArgs, RemoveArgs},
-    intercept::{self, check::Expected},
+    intercept::check::Expected,
 };
 
 /// How rules are taken out.
@@ -49,12 +49,15 @@ impl Removal {
 /// All that is wrong with the flags.
 pub fn expected(args: &CheckArgs) -> Result<Expected, ConfigErrors> {
     let mut errors = Errors::default();
-    let wanted = match super::intercept(&args.intercept, &mut errors) {
+    let intercept = super::intercept(&args.intercept, &mut errors);
+    let host_network = super::host_network(&args.host_network, intercept, &mut errors);
+    let wanted = match intercept {
         Intercept::Redirect(wanted) => Some(wanted),
         Intercept::Observe | Intercept::None => None,
     };
     let listen = super::listen(&args.listen, &mut errors);
     let admin = super::admin_listen(&args.admin_listen, &mut errors);
-    let addresses = intercept::addresses(&super::container_endpoints(&args.container_endpoints, &mut errors)).to_vec();
-    errors.or(Expected { wanted, listen, addresses, admin })
+    let addresses =
+        crate::intercept::addresses(&super::container_endpoints(&args.container_endpoints, &mut errors)).to_vec();
+    errors.or(Expected { wanted, host_network, listen, addresses, admin })
 }

@@ -123,6 +123,8 @@ pub enum Unidentified {
     /// An IPv4 link-local address that no pod is known by: Kubernetes gives pods none, but the way out to IPv4 of a
     /// cluster of IPv6 does.
     LinkLocal,
+    /// A process on the node's network that cannot be told to be a pod's.
+    HostProcess,
 }
 
 impl Unidentified {
@@ -136,6 +138,7 @@ impl Unidentified {
             Self::Unbound => "unbound",
             Self::Nobody => "unknown",
             Self::LinkLocal => "link_local",
+            Self::HostProcess => "host_process",
         }
     }
 }

@@ -29,7 +29,10 @@ use super::{
 };
 
 pub mod found;
+mod host;
 mod linked;
+
+pub use host::{HostPods, Reach};
 
 /// The share of a caller's time after which an unknown address is looked up.
 const LOOK_UP_AFTER: f64 = 0.44;
@@ -57,6 +60,8 @@ type OnInvalid = Box<dyn Fn(&Pod, &AnnotationError) + Send + Sync>;
 pub struct Directory {
     /// Only the API server's news put addresses in: no pod can choose them, so that a hash which is cheap will do.
     entries: DashMap<IpAddr, Entry, RandomState>,
+    /// Those of pods on the node's network.
+    on_host: DashMap<PodUid, Arc<Caller>>,
     state: Mutex<State>,
     version: watch::Sender<u64>,
     namespaces: watch::Sender<BTreeSet<Namespace>>,
@@ -69,6 +74,9 @@ pub struct Directory {
 #[derive(Default)]
 struct State {
     index: PodIndex,
+    host_pods: HostPods,
+    /// Ours, where we are one of them.
+    own_pod: Option<PodUid>,
     /// The roles of pods that may ask: one and the same grant for as long as nothing about it changes.
     roles: HashMap<PodUid, Roles>,
     /// Addresses to be looked at.
@@ -123,6 +131,7 @@ impl Directory {
         let (lookups, asked) = mpsc::channel(LOOKUPS_WAITING);
         let directory = Self {
             entries: DashMap::default(),
+            on_host: DashMap::new(),
             state: Mutex::new(State { index: PodIndex::new(binding), policy, ..State::default() }),
             wanted: Notify::new(),
             version: watch::Sender::new(0),
@@ -233,11 +242,11 @@ impl Directory {
         Figures { disputed, suspended, invalid }
     }
 
-    /// Tells of each pod and its main role, briefly and under a lock.
-    pub fn each_pod(&self, mut tell: impl FnMut(&Pod, &Role)) {
+    /// Tells of each pod what becomes of its requests, and its main role, briefly and under a lock.
+    pub fn each_pod(&self, mut tell: impl FnMut(Reach, &Role)) {
         let state = self.state();
         for pod in state.index.pods() {
-            tell(pod, &state.roles(pod).main);
+            tell(state.reach(pod), &state.roles(pod).main);
         }
     }
 
@@ -373,6 +382,7 @@ impl Directory {
                 None => self.entries.remove(address).map(|(_, entry)| entry),
             };
         }
+        self.publish_host_pods(state, &changed.pods);
         let none = Roles::default();
         for (uid, before) in &before {
             let roles = state.roles.get(*uid).unwrap_or(&none);
@@ -386,7 +396,7 @@ impl Directory {
         let unlooked = changed.addresses.iter().copied().filter(|address| state.index.unlooked(*address));
         let unlooked = unlooked.collect::<Vec<_>>();
         self.want(state, unlooked);
-        let namespaces = state.index.pods().filter(|pod| pod.may_ask());
+        let namespaces = state.index.pods().filter(|pod| state.may_have_roles(pod));
         let namespaces = namespaces.map(|pod| pod.namespace.clone()).collect::<BTreeSet<_>>();
         self.namespaces.send_if_modified(|wanted| {
             let modified = *wanted != namespaces;
@@ -423,11 +433,15 @@ fn is_link_local(address: IpAddr) -> bool {
 // === impl State ===
 
 impl State {
+    fn may_have_roles(&self, pod: &Pod) -> bool {
+        pod.may_ask() || self.host_pods == HostPods::Served && pod.is_on_host()
+    }
+
     /// Reads a pod's roles anew; what they were.
     fn update_roles(&mut self, uid: &PodUid) -> Roles {
         let old = self.roles.remove(uid).unwrap_or_default();
         let unchanged = |grant: &Arc<Grant>| old.grants().find(|before| *before == grant).cloned();
-        let new = self.index.get(uid).filter(|pod| pod.may_ask()).map(|pod| {
+        let new = self.index.get(uid).filter(|pod| self.may_have_roles(pod)).map(|pod| {
             self.read_roles(pod).map(|role| match role {
                 Role::Granted(grant) => Role::Granted(unchanged(&grant).unwrap_or(grant)),
                 other => other,

@@ -52,10 +52,16 @@ impl Pod {
         if self.may_ask() { &self.addresses } else { &[] }
     }
 
-    /// Whether it may have credentials: its address tells it apart, and it has not ended.
+    /// Whether its address tells it apart, and it has not ended.
     #[must_use]
     pub fn may_ask(&self) -> bool {
         !self.host_network && !self.finished
+    }
+
+    /// Whether it is known by its cgroup alone, for its addresses are the node's; and has not ended.
+    #[must_use]
+    pub fn is_on_host(&self) -> bool {
+        self.host_network && !self.finished
     }
 
     /// Gives way to another claimant of its address: kubelet frees an address before the pod is gone.

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     clock,
     credentials::{Outcome, document::Form, slot::Failure},
-    identity::{Caller, Unidentified},
+    identity::{Caller, Peer, Unidentified},
     metrics::{Metrics, RequestKind},
     token::{keys::Keys, presented::Refused},
 };
@@ -115,12 +115,12 @@ impl Container {
         Self { pods, keys, audiences: [audience, POD_IDENTITY.to_owned()], require_token, addresses, metrics }
     }
 
-    /// The answer to a request from `peer`, a canonical address, by `deadline`. `own`: the address that the connection
-    /// came to, where it was not redirected.
+    /// The answer to a request from `peer`, by `deadline`. `own`: the address that the connection came to, where it was
+    /// not redirected.
     pub async fn respond(
         &self,
         head: &request::Parts,
-        peer: IpAddr,
+        peer: &Peer,
         own: Option<SocketAddr>,
         deadline: Instant,
     ) -> Response<Full<Bytes>> {
@@ -161,7 +161,7 @@ impl Container {
         &self,
         wanted: &Wanted<'_>,
         headers: &HeaderMap,
-        peer: IpAddr,
+        peer: &Peer,
         deadline: Instant,
     ) -> Result<Bytes, Problem> {
         let name = match wanted {
@@ -262,7 +262,7 @@ impl Problem {
                 (StatusCode::SERVICE_UNAVAILABLE, "KeysUnavailable", Refused::NoKeys.to_string().into())
             }
             Self::Unauthorized(refused) => (StatusCode::UNAUTHORIZED, "InvalidToken", refused.to_string().into()),
-            Self::Unidentified(Unidentified::Nobody) => {
+            Self::Unidentified(Unidentified::Nobody | Unidentified::HostProcess) => {
                 (StatusCode::NOT_FOUND, "UnknownCaller", "the request comes from no pod of this node".into())
             }
             Self::Unidentified(Unidentified::LinkLocal) => (

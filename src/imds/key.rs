@@ -313,7 +313,7 @@ mod tests {
 
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+    const A: crate::identity::Peer = crate::identity::Peer::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
     const HOUR: u64 = 3600;
 
     fn file(directory: &Path) -> KeyFile {
@@ -325,29 +325,29 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = |hour| file(directory.path()).load_or_make(hour * HOUR).unwrap();
         let (old, new) = (at(100), at(101));
-        let token = old.issue(A, 101 * HOUR, 6 * HOUR);
-        assert!(new.older.is_none() && new.verify(token.as_bytes(), A, 101 * HOUR).is_some());
-        let last = old.issue(A, 112 * HOUR, 6 * HOUR);
+        let token = old.issue(&A, 101 * HOUR, 6 * HOUR);
+        assert!(new.older.is_none() && new.verify(token.as_bytes(), &A, 101 * HOUR).is_some());
+        let last = old.issue(&A, 112 * HOUR, 6 * HOUR);
         let both = [at(112), at(112)];
         for keys in &both {
             assert_eq!(keys.made, 112 * HOUR, "changed once");
-            assert!(keys.verify(last.as_bytes(), A, 118 * HOUR - 1).is_some());
+            assert!(keys.verify(last.as_bytes(), &A, 118 * HOUR - 1).is_some());
         }
-        let token = both[0].issue(A, 113 * HOUR, 6 * HOUR);
-        assert!(both[1].verify(token.as_bytes(), A, 113 * HOUR).is_some());
-        assert!(at(124).verify(last.as_bytes(), A, 117 * HOUR).is_none(), "gone with the second change");
+        let token = both[0].issue(&A, 113 * HOUR, 6 * HOUR);
+        assert!(both[1].verify(token.as_bytes(), &A, 113 * HOUR).is_some());
+        assert!(at(124).verify(last.as_bytes(), &A, 117 * HOUR).is_none(), "gone with the second change");
     }
 
     #[test]
     fn a_clock_that_was_ahead_for_a_while_costs_no_key() {
         let directory = tempfile::tempdir().unwrap();
         let at = |hour| file(directory.path()).load_or_make(hour * HOUR).unwrap();
-        let token = at(100).issue(A, 101 * HOUR, 6 * HOUR);
+        let token = at(100).issue(&A, 101 * HOUR, 6 * HOUR);
         let ahead = at(200);
         assert_eq!(ahead.made, 200 * HOUR);
         let back = at(101);
         assert_eq!(back.made, 101 * HOUR);
-        assert!(back.verify(token.as_bytes(), A, 101 * HOUR).is_some());
+        assert!(back.verify(token.as_bytes(), &A, 101 * HOUR).is_some());
     }
 
     #[test]
@@ -369,24 +369,24 @@ mod tests {
         let full = KeyError::Io { directory: "/".into(), what: "write", error: io::ErrorKind::StorageFull.into() };
         let mut ours = file(directory.path());
         let keys = ours.unsaved(None, 100 * HOUR, &full).unwrap();
-        let token = keys.issue(A, 100 * HOUR, 6 * HOUR);
+        let token = keys.issue(&A, 100 * HOUR, 6 * HOUR);
         let again = ours.unsaved(None, 101 * HOUR, &full).unwrap();
-        assert!(again.verify(token.as_bytes(), A, 101 * HOUR).is_some(), "they stay");
+        assert!(again.verify(token.as_bytes(), &A, 101 * HOUR).is_some(), "they stay");
         let changed = ours.unsaved(None, 113 * HOUR, &full).unwrap();
         assert_eq!(changed.made, 113 * HOUR, "and are changed in time");
-        assert!(changed.verify(keys.issue(A, 111 * HOUR, 6 * HOUR).as_bytes(), A, 113 * HOUR).is_some());
+        assert!(changed.verify(keys.issue(&A, 111 * HOUR, 6 * HOUR).as_bytes(), &A, 113 * HOUR).is_some());
 
         let written = ours.load_or_make(114 * HOUR).unwrap();
         assert_eq!(written.made, 113 * HOUR);
         assert!(ours.unsaved.is_none());
-        let token = changed.issue(A, 114 * HOUR, 6 * HOUR);
+        let token = changed.issue(&A, 114 * HOUR, 6 * HOUR);
         let read = file(directory.path()).load_or_make(114 * HOUR).unwrap();
-        assert!(read.verify(token.as_bytes(), A, 114 * HOUR).is_some());
+        assert!(read.verify(token.as_bytes(), &A, 114 * HOUR).is_some());
 
         // Whoever was first is right: other daemons know those.
         let mut late = file(directory.path());
         late.unsaved(None, 114 * HOUR, &full).unwrap();
-        assert!(late.load_or_make(114 * HOUR).unwrap().verify(token.as_bytes(), A, 114 * HOUR).is_some());
+        assert!(late.load_or_make(114 * HOUR).unwrap().verify(token.as_bytes(), &A, 114 * HOUR).is_some());
     }
 
     #[test]
@@ -395,8 +395,8 @@ mod tests {
         let path = directory.path().join("state");
         let full = KeyError::Io { directory: "/".into(), what: "write", error: io::ErrorKind::StorageFull.into() };
         let mut ours = file(&path);
-        let token = ours.load_or_make(100 * HOUR).unwrap().issue(A, 100 * HOUR, 6 * HOUR);
-        let is_good = |keys: SessionKeys| keys.verify(token.as_bytes(), A, 101 * HOUR).is_some();
+        let token = ours.load_or_make(100 * HOUR).unwrap().issue(&A, 100 * HOUR, 6 * HOUR);
+        let is_good = |keys: SessionKeys| keys.verify(token.as_bytes(), &A, 101 * HOUR).is_some();
         fs::remove_dir_all(&path).unwrap();
         assert!(is_good(ours.unsaved(None, 101 * HOUR, &full).unwrap()));
         assert!(is_good(ours.load_or_make(101 * HOUR).unwrap()), "written again");

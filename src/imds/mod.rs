@@ -11,6 +11,7 @@
 pub mod allowed;
 pub mod container;
 pub mod facts;
+pub mod host;
 pub mod key;
 pub mod limits;
 pub mod passage;

@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -17,6 +16,8 @@ use futures::{
 };
 use http::Uri;
 use tokio::time::Instant;
+
+use crate::identity::Peer;
 
 use super::{
     allowed::AllowedPaths,
@@ -46,7 +47,7 @@ struct State {
     /// What is being read or was, and until when it is good.
     reads: HashMap<String, (Instant, Shared<BoxFuture<'static, Answer>>)>,
     of_all: Turns,
-    of_pods: HashMap<IpAddr, Turns>,
+    of_pods: HashMap<Peer, Turns>,
 }
 
 struct Rate {
@@ -97,7 +98,7 @@ impl Passage {
     ///
     /// # Errors
     /// Why it cannot be said by the deadline.
-    pub async fn read(&self, path: String, peer: IpAddr, deadline: Instant) -> Answer {
+    pub async fn read(&self, path: String, peer: &Peer, deadline: Instant) -> Answer {
         let read = self.begin(path, peer, Instant::now(), deadline).ok_or(NoPassage::Limited)?;
         tokio::time::timeout_at(deadline, read).await.unwrap_or(Err(NoPassage::Failed))
     }
@@ -106,7 +107,7 @@ impl Passage {
     fn begin(
         &self,
         path: String,
-        peer: IpAddr,
+        peer: &Peer,
         now: Instant,
         deadline: Instant,
     ) -> Option<Shared<BoxFuture<'static, Answer>>> {
@@ -140,15 +141,15 @@ impl State {
     }
 
     /// When the pod's next read may begin, if that is before the deadline.
-    fn turn(&mut self, pod: IpAddr, now: Instant, deadline: Instant) -> Option<Instant> {
+    fn turn(&mut self, pod: &Peer, now: Instant, deadline: Instant) -> Option<Instant> {
         self.of_pods.retain(|_, turns| turns.0 > now);
-        let of_pod = self.of_pods.get(&pod).copied().unwrap_or(Turns(now));
+        let of_pod = self.of_pods.get(pod).copied().unwrap_or(Turns(now));
         let (own, of_pod) = of_pod.next(&OF_ONE, now);
         let (common, of_all) = self.of_all.next(&OF_ALL, now);
         let turn = own.max(common);
         (turn < deadline).then(|| {
             self.of_all = of_all;
-            self.of_pods.insert(pod, of_pod);
+            self.of_pods.insert(pod.clone(), of_pod);
             turn
         })
     }
@@ -178,8 +179,8 @@ impl Turns {
 mod tests {
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+    const A: Peer = Peer::Address(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)));
+    const B: Peer = Peer::Address(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)));
 
     #[test]
     fn reads_come_at_once_after_a_rest_and_evenly_from_then_on_and_one_pod_leaves_some_to_others() {
@@ -190,10 +191,10 @@ mod tests {
             let turns = std::iter::from_fn(|| state.turn(pod, start, deadline));
             turns.map(|turn| (turn - start).as_millis()).collect::<Vec<_>>()
         };
-        assert_eq!(turns(A), [[0; 10].as_slice(), &[200, 400, 600, 800]].concat());
-        assert_eq!(turns(B)[..7], [0, 0, 0, 0, 0, 0, 50], "the rest of what all have at once");
+        assert_eq!(turns(&A), [[0; 10].as_slice(), &[200, 400, 600, 800]].concat());
+        assert_eq!(turns(&B)[..7], [0, 0, 0, 0, 0, 0, 50], "the rest of what all have at once");
         let later = start + Duration::from_secs(60);
-        assert_eq!(state.turn(A, later, later + OF_ONE.interval), Some(later));
+        assert_eq!(state.turn(&A, later, later + OF_ONE.interval), Some(later));
         assert_eq!(state.of_pods.len(), 1, "who is not ahead is forgotten");
     }
 
@@ -202,7 +203,7 @@ mod tests {
         // Nobody answers there.
         let passage = Passage::new(Uri::from_static("http://127.0.0.1:9"), AllowedPaths::default());
         let now = Instant::now();
-        let begin = |path: String| passage.begin(path, A, now, now + FRESH).unwrap();
+        let begin = |path: String| passage.begin(path, &A, now, now + FRESH).unwrap();
         let (first, second) = (begin("/a".to_owned()), begin("/a".to_owned()));
         assert!(first.ptr_eq(&second));
         assert_eq!(first.await, Err(NoPassage::Failed));

@@ -1,13 +1,10 @@
 //! Who asks, and that one's credentials: what both services do with a request.
 //!
-//! Invariant: every wait ends with a look at who holds the address now.
+//! Invariant: every wait ends with a look at who holds the address, or has the UID, now.
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use http::StatusCode;
@@ -17,7 +14,7 @@ use super::respond::BUDGET;
 use crate::{
     clock,
     credentials::{Outcome, Store, document::Form},
-    identity::{Caller, Directory, Grant, Role, Unidentified},
+    identity::{Caller, Directory, Grant, Peer, Role, Unidentified},
     metrics::{Metrics, Source},
 };
 
@@ -52,8 +49,12 @@ impl Pods {
     ///
     /// # Errors
     /// Why that is not known by `deadline`.
-    pub async fn identify(&self, peer: IpAddr, deadline: Instant) -> Result<Arc<Caller>, Unidentified> {
-        let identified = self.directory.identify(peer, deadline).await;
+    pub async fn identify(&self, peer: &Peer, deadline: Instant) -> Result<Arc<Caller>, Unidentified> {
+        let identified = match peer {
+            Peer::Address(address) => self.directory.identify(*address, deadline).await,
+            Peer::HostPod(uid) => self.directory.identify_host_pod(uid, deadline).await,
+            Peer::HostProcess => Err(Unidentified::HostProcess),
+        };
         identified.inspect_err(|why| {
             self.metrics.unidentified.with_label_values(&[why.label()]).inc();
             if *why == Unidentified::LinkLocal && !self.told_of_link_local.swap(true, Ordering::Relaxed) {
@@ -69,8 +70,12 @@ impl Pods {
 
     /// Who asks from `peer`, if that is known.
     #[must_use]
-    pub fn identified(&self, peer: IpAddr) -> Option<Arc<Caller>> {
-        self.directory.identified(peer)
+    pub fn identified(&self, peer: &Peer) -> Option<Arc<Caller>> {
+        match peer {
+            Peer::Address(address) => self.directory.identified(*address),
+            Peer::HostPod(uid) => self.directory.host_pod(uid),
+            Peer::HostProcess => None,
+        }
     }
 
     /// The credentials of the caller's role with this name; without one, of its main role. `None` where the address or
@@ -80,7 +85,7 @@ impl Pods {
         caller: &'a Caller,
         name: Option<&str>,
         form: Form,
-        peer: IpAddr,
+        peer: &Peer,
         deadline: Instant,
     ) -> Option<Result<(&'a Arc<Grant>, Outcome), Unentitled>> {
         let role = name.map_or(Some(&caller.roles.main), |name| caller.roles.named(name));
@@ -111,8 +116,8 @@ impl Pods {
 
     /// Whether the caller is still who asks from there, with the same roles.
     #[must_use]
-    pub fn still(&self, caller: &Caller, peer: IpAddr) -> bool {
-        self.directory.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.roles == caller.roles)
+    pub fn still(&self, caller: &Caller, peer: &Peer) -> bool {
+        self.identified(peer).is_some_and(|now| now.pod.uid == caller.pod.uid && now.roles == caller.roles)
     }
 }
 

@@ -6,7 +6,7 @@
 //! A request's future is moved several times before it is first polled. So whatever waits has its state in a box, which a
 //! request that finds all there never makes.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -33,7 +33,7 @@ use crate::{
         document::{self, Form},
         slot::Failure,
     },
-    identity::{Caller, Grant, Role, Unidentified},
+    identity::{Caller, Grant, Peer, Role, Unidentified},
     metrics::{Metrics, RequestKind},
 };
 
@@ -87,14 +87,14 @@ impl Imds {
         Self { pods, keys, facts, passage, require_imdsv2, metrics }
     }
 
-    /// The answer to a request from `peer`, a canonical address, by `deadline`. No request's body means anything.
+    /// The answer to a request from `peer`, by `deadline`. No request's body means anything.
     ///
     /// # Errors
     /// When the connection is to be closed instead.
     pub async fn respond(
         &self,
         head: &request::Parts,
-        peer: IpAddr,
+        peer: &Peer,
         deadline: Instant,
     ) -> Result<Response<Full<Bytes>>, Close> {
         let mut route = route(head.uri.path());
@@ -133,7 +133,7 @@ impl Imds {
     }
 
     /// `PUT /latest/api/token`: at once, whoever asks.
-    fn token(&self, headers: &HeaderMap, peer: IpAddr) -> Answer {
+    fn token(&self, headers: &HeaderMap, peer: &Peer) -> Answer {
         if headers.contains_key(&FORWARDED_FOR) {
             return Answer::Empty(StatusCode::FORBIDDEN);
         }
@@ -146,7 +146,7 @@ impl Imds {
     }
 
     /// When the request's session token was issued, if it has one. One that is not good is an error.
-    fn session(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Option<Issued>, Answer> {
+    fn session(&self, headers: &HeaderMap, peer: &Peer) -> Result<Option<Issued>, Answer> {
         let Some(token) = headers.get(&TOKEN) else {
             self.metrics.requests_without_session.inc();
             return if self.require_imdsv2 { Err(self.no_token()) } else { Ok(None) };
@@ -167,7 +167,7 @@ impl Imds {
         Answer::Empty(StatusCode::UNAUTHORIZED)
     }
 
-    async fn get(&self, route: Route<'_>, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Answer {
+    async fn get(&self, route: Route<'_>, session: Option<Issued>, peer: &Peer, deadline: Instant) -> Answer {
         match route {
             Route::RoleName => self.credentials(None, session, peer, deadline).await,
             Route::RoleDocument(name) => self.credentials(Some(&name), session, peer, deadline).await,
@@ -193,14 +193,14 @@ impl Imds {
     }
 
     /// Who asks.
-    async fn caller(&self, session: Option<Issued>, peer: IpAddr, deadline: Instant) -> Result<Arc<Caller>, Answer> {
+    async fn caller(&self, session: Option<Issued>, peer: &Peer, deadline: Instant) -> Result<Arc<Caller>, Answer> {
         let identified = match self.pods.identified(peer) {
             Some(caller) => Ok(caller),
             None => Box::pin(self.pods.identify(peer, deadline)).await,
         };
         let caller = identified.map_err(|why| {
             Answer::Empty(match why {
-                Unidentified::Nobody | Unidentified::LinkLocal => StatusCode::NOT_FOUND,
+                Unidentified::Nobody | Unidentified::LinkLocal | Unidentified::HostProcess => StatusCode::NOT_FOUND,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             })
         })?;
@@ -225,7 +225,7 @@ impl Imds {
         }
     }
 
-    async fn passed(&self, path: String, peer: IpAddr, deadline: Instant) -> Answer {
+    async fn passed(&self, path: String, peer: &Peer, deadline: Instant) -> Answer {
         let Some(passage) = &self.passage else { return Answer::Empty(StatusCode::NOT_FOUND) };
         match Box::pin(passage.read(path, peer, deadline)).await {
             Ok(Some(page)) => Answer::Page(page),
@@ -238,13 +238,7 @@ impl Imds {
     }
 
     /// The document of the role with this name; without one, the name of the main role.
-    async fn credentials(
-        &self,
-        name: Option<&str>,
-        session: Option<Issued>,
-        peer: IpAddr,
-        deadline: Instant,
-    ) -> Answer {
+    async fn credentials(&self, name: Option<&str>, session: Option<Issued>, peer: &Peer, deadline: Instant) -> Answer {
         loop {
             let caller = match self.caller(session, peer, deadline).await {
                 Ok(caller) => caller,

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -30,6 +30,7 @@ use tokio::{
 };
 
 use super::{
+    host::HostPeers,
     limits::{Admission, Limits, Place, Refused, Turn},
     patience::{Patient, Progress},
     respond::{BUDGET, EC2},
@@ -37,6 +38,7 @@ use super::{
 };
 use crate::{
     drain::Watcher,
+    identity::Peer,
     intercept::original,
     metrics::{Closed, Metrics},
 };
@@ -61,21 +63,32 @@ pub enum Accept {
         metadata: Arc<[IpAddr]>,
         /// The container endpoint's.
         container: Arc<[IpAddr]>,
+        /// Who tells processes on the node's network apart, where they are redirected too.
+        host: Option<Arc<HostPeers>>,
     },
     /// All: nothing is redirected by us, and the path says what service is meant.
     All,
 }
 
 impl Accept {
-    /// The service that the connection is for; `None` where it is not to be served.
-    fn service(&self, stream: &TcpStream) -> Option<Service> {
+    /// The service that the connection is for, and where it was meant to go; `None` where it is not to be served.
+    fn service(&self, stream: &TcpStream) -> Option<(Service, SocketAddr)> {
         match self {
-            Self::All => stream.local_addr().ok().map(Service::ByPath),
-            Self::Redirected { metadata, container } => {
-                let meant = original::destination(stream).filter(|meant| meant.port() == 80)?.ip();
-                let metadata = metadata.contains(&meant).then_some(Service::Metadata);
-                metadata.or_else(|| container.contains(&meant).then_some(Service::Container))
+            Self::All => stream.local_addr().ok().map(|own| (Service::ByPath(own), own)),
+            Self::Redirected { metadata, container, .. } => {
+                let meant = original::destination(stream).filter(|meant| meant.port() == 80)?;
+                let service = metadata.contains(&meant.ip()).then_some(Service::Metadata);
+                let service = service.or_else(|| container.contains(&meant.ip()).then_some(Service::Container));
+                service.map(|service| (service, meant))
             }
+        }
+    }
+
+    /// Who is at the other end, asked once for a connection's life.
+    async fn peer(&self, client: SocketAddr, meant: SocketAddr) -> Peer {
+        match self {
+            Self::Redirected { host: Some(host), .. } => host.peer(client, meant).await,
+            Self::Redirected { host: None, .. } | Self::All => client.ip().into(),
         }
     }
 }
@@ -89,6 +102,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     drain: Watcher,
 ) {
+    let accept = Arc::new(accept);
     let mut told = false;
     loop {
         let accepted = tokio::select! {
@@ -98,7 +112,7 @@ pub async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 told = false;
-                connection(stream, peer.ip(), &accept, &services, &admission, &metrics, &drain);
+                connection(stream, peer, &accept, &services, &admission, &metrics, &drain);
             }
             // Those that are served go on meanwhile, and those that wait are not lost.
             Err(error) if is_want(&error) => {
@@ -113,7 +127,7 @@ pub async fn serve(
     }
     // What the kernel has accepted for us already would be reset with the listener.
     while let Some(Ok((stream, peer))) = futures::FutureExt::now_or_never(listener.accept()) {
-        connection(stream, peer.ip(), &accept, &services, &admission, &metrics, &drain);
+        connection(stream, peer, &accept, &services, &admission, &metrics, &drain);
     }
 }
 
@@ -125,21 +139,21 @@ fn is_want(error: &io::Error) -> bool {
 
 fn connection(
     stream: TcpStream,
-    peer: IpAddr,
-    accept: &Accept,
+    peer: SocketAddr,
+    accept: &Arc<Accept>,
     services: &Arc<Services>,
     admission: &Arc<Admission>,
     metrics: &Arc<Metrics>,
     drain: &Watcher,
 ) {
-    let Some(meant) = accept.service(&stream) else {
+    let Some((service, meant)) = accept.service(&stream) else {
         metrics.direct_connections.inc();
         tracing::debug!(%peer, "closed: it did not come through the redirect");
         return;
     };
     metrics.redirected_connections.inc();
-    let peer = peer.to_canonical();
-    let place = match admission.admit(peer, Instant::now()) {
+    let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let place = match admission.admit(client.ip(), Instant::now()) {
         Ok(place) => place,
         Err(refused) => {
             metrics.closed(match refused {
@@ -152,8 +166,8 @@ fn connection(
             return;
         }
     };
-    let (services, admission, metrics, drain) =
-        (Arc::clone(services), Arc::clone(admission), Arc::clone(metrics), drain.clone());
+    let (accept, services, admission, metrics, drain) =
+        (Arc::clone(accept), Arc::clone(services), Arc::clone(admission), Arc::clone(metrics), drain.clone());
     tokio::spawn(async move {
         let _open = Open::new(&metrics);
         // A connection takes a turn, and the first request that it brings takes none: who comes and goes has a share
@@ -161,7 +175,8 @@ fn connection(
         if let Some(turn) = place.turn(Instant::now()) {
             wait(turn, &metrics).await;
         }
-        let asks = Asks { peer, meant, services: &services };
+        let peer = accept.peer(client, meant).await;
+        let asks = Asks { peer: &peer, meant: service, services: &services };
         if let Err(error) = requests(stream, asks, &place, admission.limits(), &metrics, &drain).await {
             tracing::debug!(%peer, %error, "connection ended early");
         }
@@ -187,7 +202,7 @@ impl Drop for Open<'_> {
 /// Who asks on a connection, and whom.
 #[derive(Clone, Copy)]
 struct Asks<'a> {
-    peer: IpAddr,
+    peer: &'a Peer,
     meant: Service,
     services: &'a Services,
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: of two services at two addresses, the one never answers for the other.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http::{Response, request};
@@ -13,6 +13,7 @@ use super::{
     container::{self, Container},
     respond::{Close, Imds},
 };
+use crate::identity::Peer;
 
 /// What is served to pods.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub enum Service {
 }
 
 impl Services {
-    /// The answer to a request from `peer`, a canonical address, by `deadline`.
+    /// The answer to a request from `peer`, by `deadline`.
     ///
     /// # Errors
     /// When the connection is to be closed instead.
@@ -43,7 +44,7 @@ impl Services {
         &self,
         service: Service,
         head: &request::Parts,
-        peer: IpAddr,
+        peer: &Peer,
         deadline: Instant,
     ) -> Result<Response<Full<Bytes>>, Close> {
         let own = match service {

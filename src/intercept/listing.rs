@@ -7,7 +7,7 @@ use std::fmt::{self, Write as _};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::{
-    Family, FirewallError, guard,
+    Family, FirewallError, guard, host,
     iptables::{Commands, FILTER, INPUT_CHAIN, NAT, NAT_CHAIN, Variant, our_jumps, without_counts},
     nft, obstacles,
 };
@@ -41,6 +41,8 @@ pub(super) struct Listing {
     pub(super) routing: Vec<(Family, Read<Option<Vec<RuleMessage>>>)>,
     /// Our table of nftables.
     pub(super) nft: Read<Option<String>>,
+    /// Those for pods on the node's network, by name.
+    pub(super) host: Vec<(&'static str, Read<Option<String>>)>,
     /// Those of iptables, each once, whatever names its commands have here.
     pub(super) iptables: Vec<Tables>,
 }
@@ -60,7 +62,11 @@ impl Listing {
                 iptables.push(Tables::read(Commands { family, variant }).await);
             }
         }
-        Self { routing, nft: nft::list().await, iptables }
+        let mut host = Vec::new();
+        for table in [host::TABLE, host::GUARD_TABLE] {
+            host.push((table, host::list(table).await));
+        }
+        Self { routing, nft: nft::list().await, host, iptables }
     }
 
     /// All that could not be read.
@@ -84,6 +90,11 @@ impl fmt::Display for Listing {
         }
         if let Ok(Some(table)) = &self.nft {
             group("nft --terse list table inet kube2irsa", table)?;
+        }
+        for (name, table) in &self.host {
+            if let Ok(Some(table)) = table {
+                group(&format!("nft list table inet {name}"), table)?;
+            }
         }
         for tables in &self.iptables {
             for (table, from, chain, chains) in

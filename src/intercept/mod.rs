@@ -9,6 +9,7 @@ pub mod check;
 mod command;
 pub mod guard;
 pub mod handover;
+pub mod host;
 pub mod iptables;
 mod listing;
 pub mod nft;
@@ -134,6 +135,8 @@ pub enum Part {
     Input,
     /// A redirect that an earlier run left, which must not come back.
     Leftover,
+    /// What brings pods on the node's network to us.
+    HostRedirect,
 }
 
 impl Part {
@@ -151,6 +154,7 @@ impl Part {
             Self::Redirect => "redirect",
             Self::Input => "input",
             Self::Leftover => "leftover",
+            Self::HostRedirect => "host_redirect",
         }
     }
 }

@@ -187,7 +187,7 @@ fn packets(listed: &str) -> u64 {
 }
 
 /// What was listed, but for what the counters say.
-fn without_counts(listed: &str) -> String {
+pub(super) fn without_counts(listed: &str) -> String {
     let mut words = listed.split(' ');
     let mut without = Vec::new();
     while let Some(word) = words.next() {

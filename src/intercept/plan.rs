@@ -46,7 +46,7 @@ pub async fn backends(wanted: Wanted, redirection: &Redirection) -> Vec<Backend>
 
 /// Everything that any run may have put on a node but for the guard, to be removed.
 pub(super) fn everything() -> Vec<Box<dyn Firewall>> {
-    let mut all: Vec<Box<dyn Firewall>> = vec![Box::new(Nft::none())];
+    let mut all: Vec<Box<dyn Firewall>> = vec![Box::new(Nft::none()), Box::new(super::host::Leftover)];
     for family in Family::ALL {
         for variant in [Variant::System, Variant::Nft, Variant::Legacy] {
             all.push(Box::new(Iptables::leftovers(Commands { family, variant })));

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::{
     Firewall, FirewallError, Part, Redirection, Rush, announcements,
     guard::Guard,
+    host::{self, HostInterception},
     obstacles::{self, Arrival, Obstacle},
     plan::{self, Backend, Wanted},
 };
@@ -51,6 +52,8 @@ pub struct Interception {
     pub rush: Rush,
     /// How they are redirected.
     pub wanted: Wanted,
+    /// How those of pods on the node's network are, if they are.
+    pub host: Option<HostInterception>,
 }
 
 /// Puts all in place, and then keeps it there; never ends.
@@ -61,12 +64,36 @@ pub async fn keep(interception: &Interception, readiness: &Readiness, metrics: &
         let _ = tokio::time::timeout(TIME_LIMIT, stood.wait_for(|stands| *stands)).await;
         keep_redirect(interception, readiness, metrics).await;
     };
-    tokio::join!(keep_guard(&interception.addresses, readiness, metrics, stands), redirect);
+    let host = async {
+        match &interception.host {
+            Some(host) => host::keep(host, || redirection(interception), readiness, metrics).await,
+            None => remove_host_rules(readiness).await,
+        }
+    };
+    tokio::join!(keep_guard(&interception.addresses, readiness, metrics, stands), redirect, host);
+}
+
+/// What is redirected now: an address of the node's may go, and then be another machine's.
+fn redirection(interception: &Interception) -> Redirection {
+    Redirection {
+        addresses: Arc::clone(&interception.addresses),
+        targets: super::targets(&interception.listening),
+        rush: interception.rush,
+    }
+}
+
+/// An earlier run's would lead to nobody who knows whose they are.
+async fn remove_host_rules(readiness: &Readiness) {
+    readiness.holds(Condition::HostNetwork);
+    while let Err(error) = host::Leftover.install().await {
+        tracing::warn!(%error, "rules for pods on the node's network are left from an earlier run, and tried again");
+        tokio::time::sleep(LONG_INTERVAL).await;
+    }
 }
 
 async fn keep_guard(addresses: &Arc<[IpAddr]>, readiness: &Readiness, metrics: &Metrics, stands: watch::Sender<bool>) {
     let guard = Guard::new(Arc::clone(addresses));
-    let mut health = Health::new(Condition::Guard, metrics.rules_present.with_label_values(&["guard"]));
+    let mut health = Health::new(Condition::Guard, Some(metrics.rules_present.with_label_values(&["guard"])));
     let mut announcements = None;
     loop {
         announcements = announcements.or_else(|| announcements::routing_rules().ok());
@@ -93,7 +120,7 @@ async fn keep_redirect(interception: &Interception, readiness: &Readiness, metri
         told: Vec::new(),
         metrics,
     };
-    let mut health = Health::new(Condition::Rules, metrics.rules_present.with_label_values(&["redirect"]));
+    let mut health = Health::new(Condition::Rules, Some(metrics.rules_present.with_label_values(&["redirect"])));
     let (mut announcements, mut obstacles_seen) = (None, None::<Instant>);
     loop {
         if let (None, Some(backend)) = (&announcements, keeper.backend()) {
@@ -127,20 +154,23 @@ async fn limited<T>(limit: Duration, look: impl Future<Output = Result<T, String
 }
 
 /// Whether rules are in place, as it was told last.
-struct Health {
+pub(super) struct Health {
     condition: Condition,
     was_well: bool,
-    present: IntGauge,
+    /// Where that is told too, but where "well" may be that there is nothing to put in place.
+    present: Option<IntGauge>,
 }
 
 impl Health {
-    fn new(condition: Condition, present: IntGauge) -> Self {
+    pub(super) fn new(condition: Condition, present: Option<IntGauge>) -> Self {
         Self { condition, was_well: true, present }
     }
 
-    fn tell(&mut self, look: Result<(), String>, readiness: &Readiness) -> bool {
+    pub(super) fn tell(&mut self, look: Result<(), String>, readiness: &Readiness) -> bool {
         let was_well = std::mem::replace(&mut self.was_well, look.is_ok());
-        self.present.set(look.is_ok().into());
+        if let Some(present) = &self.present {
+            present.set(look.is_ok().into());
+        }
         match look {
             Ok(()) => {
                 if !was_well {
@@ -180,8 +210,8 @@ impl Keeper<'_> {
     }
 
     async fn look(&mut self) -> Result<(), String> {
-        // An address may go, and then be another machine's.
-        let targets = super::targets(&self.interception.listening);
+        let redirection = redirection(self.interception);
+        let targets = redirection.targets.clone();
         if targets.is_empty() {
             return Err("the node has no address of its own to redirect to: --listen must name one".to_owned());
         }
@@ -189,11 +219,6 @@ impl Keeper<'_> {
             if !self.targets.is_empty() {
                 tracing::info!(?targets, "the node's addresses changed");
             }
-            let redirection = Redirection {
-                addresses: Arc::clone(&self.interception.addresses),
-                targets,
-                rush: self.interception.rush,
-            };
             let planned = async { Ok(plan::backends(self.interception.wanted, &redirection).await) };
             self.backends = limited(TIME_LIMIT, planned).await?;
             (self.targets, self.chosen) = (redirection.targets, None);
@@ -246,7 +271,7 @@ impl Keeper<'_> {
     }
 
     async fn look_for_obstacles(&mut self, readiness: &Readiness) {
-        let arrived = self.metrics.redirected_connections.get();
+        let arrived = self.metrics.arrived();
         let mut obstacles = obstacles::look(arrived > 0).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "it cannot be seen whether something is in the way of pods' packets");
             Vec::new()

@@ -279,6 +279,7 @@ fn reason(why: Unidentified) -> &'static str {
             "a way out to IPv4 of a cluster of IPv6, by which no pod can be known: it would not be served, but over IPv6 \
              (AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6)"
         }
+        Unidentified::HostProcess => "a process on the node's network that is no pod's",
         Unidentified::Nobody => "no pod of this node's has this address, and it would not be served",
     }
 }

@@ -111,6 +111,7 @@ pub fn variants() -> Vec<(&'static str, Value)> {
         json!({"admission": {"podsOfOwnNodeOnly": true, "forbiddenNamespaces": ["kube-system", "kube-node-lease"]}}),
         json!({"additionalAudiences": ["sts.amazonaws.com.cn"], "flags": {"token-audience": "aws"}}),
         json!({"flags": {"imds-endpoint": "off", "region": "eu-central-1"}}),
+        json!({"flags": {"host-network": "serve"}, "admission": {"exemptServiceAccounts": ["kube-system/aws-node"]}}),
         json!({"updateStrategy": {"maxSurge": 0, "maxUnavailable": "10%"}, "fullnameOverride": "roles"}),
         json!({
             "image": {"repository": "registry.example.com/kube2irsa", "digest": format!("sha256:{}", "0".repeat(64))},

@@ -39,6 +39,11 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "kube2irsa.fullname" .
 {{- if and (ne $root.Values.mode "remove") (eq (include "kube2irsa.tokenAccess" $root) (index . 1)) -}}true{{- end -}}
 {{- end -}}
 
+{{/* Whether the daemon tells pods on the node's network from the node. */}}
+{{- define "kube2irsa.tellsHostPods" -}}
+{{- and (eq .Values.mode "run") (ne (index .Values.flags "host-network" | default "off") "off") -}}
+{{- end -}}
+
 {{/* The audiences that tokens may have, as JSON. */}}
 {{- define "kube2irsa.audiences" -}}
 {{- $own := index .Values.flags "token-audience" | default "sts.amazonaws.com" -}}

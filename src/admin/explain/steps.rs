@@ -12,12 +12,13 @@ use crate::{
     credentials::trace::{Missed, Next, Report, Stage},
     events,
     identity::{
-        Grant, Pod, Role, RoleArn,
+        Grant, Pod, Reach, Role, RoleArn,
         annotations::AnnotationError,
         directory::found::{Found, FoundAddress, FoundPod},
         index::Claim,
         policy::{NamespacePolicy, PERMITTED_ROLES},
     },
+    intercept::host::HostNetwork,
     readiness::Condition,
 };
 
@@ -30,7 +31,7 @@ pub(super) fn of(explainer: &Explainer, found: &Found, now: Now) -> Vec<Step> {
     let Some(first) = found.pods.first() else { return steps };
     steps.extend(addresses(first));
     steps.push(service_account(explainer, found, first));
-    if !first.pod.may_ask() {
+    if !first.reach.is_served() {
         return steps;
     }
     steps.push(imdsv2(explainer, first));
@@ -87,8 +88,14 @@ fn interception(explainer: &Explainer) -> Step {
 }
 
 fn pod(explainer: &Explainer, found: &Found) -> Step {
-    let none = About::Pod { uid: None, service_account: None, host_network: false, addresses: Vec::new() };
-    let Some(FoundPod { pod, .. }) = found.pods.first() else {
+    let none = About::Pod {
+        uid: None,
+        service_account: None,
+        host_network: false,
+        host_network_mode: None,
+        addresses: Vec::new(),
+    };
+    let Some(FoundPod { pod, reach, .. }) = found.pods.first() else {
         if !found.pods_synced {
             return fails(
                 none,
@@ -108,14 +115,27 @@ fn pod(explainer: &Explainer, found: &Found) -> Step {
         uid: Some(pod.uid.to_string()),
         service_account: Some(pod.service_account.to_string()),
         host_network: pod.host_network,
+        host_network_mode: pod.host_network.then(|| explainer.host_network.label().to_owned()),
         addresses: pod.addresses.clone(),
     };
     if pod.finished {
         return fails(about, "it has ended (Succeeded or Failed): its address may be another's, and it gets nothing");
     }
-    if pod.host_network {
-        return fails(about, HOST_NETWORK);
+    if let Some(why) = kept_by_the_node(explainer, *reach) {
+        return fails(about, why);
     }
+    let by_cgroup = match explainer.readiness.why(Condition::HostNetwork).filter(|_| *reach == Reach::Cgroup) {
+        Some(why) => {
+            return fails(
+                about,
+                format!("it is on the node's own network (hostNetwork), whose rules are not in place: {why}"),
+            );
+        }
+        None if *reach == Reach::Cgroup => {
+            "; on the node's own network, where it is known by the cgroup of its sockets (--host-network serve)"
+        }
+        None => "",
+    };
     let alone = if found.pods.len() > 1 { "; one of the same name before it is known still" } else { "" };
     let lag = if found.pods_may_lag { "; the watch of pods is broken, so it may be out of date" } else { "" };
     let life = match (pod.terminating, pod.running) {
@@ -123,11 +143,23 @@ fn pod(explainer: &Explainer, found: &Found) -> Step {
         (false, true) => "is on this node, and runs",
         (false, false) => "is on this node; no container of it runs",
     };
-    ok(about, format!("{life}{alone}{lag}"))
+    ok(about, format!("{life}{by_cgroup}{alone}{lag}"))
 }
 
-const HOST_NETWORK: &str = "it is on the node's own network (hostNetwork): its address is the node's, so that it cannot be told from \
-     what else runs there, and gets no credentials from kube2irsa";
+/// Why a pod on the node's network gets nothing; `None` if it may.
+fn kept_by_the_node(explainer: &Explainer, reach: Reach) -> Option<String> {
+    let says = match (reach, &explainer.host_network) {
+        (Reach::Denied, _) => "and denied any role (--host-network deny), the node's too".to_owned(),
+        (Reach::Ours, _) => {
+            "of the daemon's own service account: such pods are not redirected, and reach the real metadata service"
+                .to_owned()
+        }
+        (Reach::Node, HostNetwork::Off(why)) => format!("and left the node's role (--host-network off): {why}"),
+        (Reach::Node, HostNetwork::On(..)) => "and left the node's role (--host-network off)".to_owned(),
+        (Reach::Address | Reach::Cgroup | Reach::Ended, _) => return None,
+    };
+    Some(format!("it is on the node's own network (hostNetwork), {says}. See docs/host-network.md"))
+}
 
 fn addresses(found: &FoundPod) -> Vec<Step> {
     let pod = &found.pod;
@@ -191,7 +223,7 @@ fn service_account(explainer: &Explainer, found: &Found, of: &FoundPod) -> Step 
         regional_sts: None,
     };
     let Some(account) = &of.account else {
-        return match (pod.may_ask(), found.accounts_synced) {
+        return match (of.reach.is_served(), found.accounts_synced) {
             (false, _) => unknown(about(None), "not looked at, since the pod gets nothing"),
             (true, false) => fails(
                 about(None),

@@ -10,7 +10,7 @@ use super::{
         names::Namespace,
         policy::{Demands, NamespacePolicy},
     },
-    Directory,
+    Directory, Reach,
 };
 
 /// What is known under one name.
@@ -35,6 +35,8 @@ pub struct Found {
 pub struct FoundPod {
     /// The pod.
     pub pod: Arc<Pod>,
+    /// What becomes of its requests.
+    pub reach: Reach,
     /// Its addresses.
     pub addresses: Vec<FoundAddress>,
     /// Its service account, if that is known.
@@ -90,6 +92,7 @@ impl Directory {
             account: accounts.and_then(|accounts| accounts.by_name.get(&pod.service_account)).cloned(),
             roles: state.roles(pod),
             require_imdsv2: state.caller(Arc::clone(pod)).require_imdsv2,
+            reach: state.reach(pod),
             pod: Arc::clone(pod),
         });
         Found {

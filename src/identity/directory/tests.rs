@@ -145,6 +145,37 @@ fn the_namespaces_to_watch_are_those_with_a_pod_that_may_ask() {
     assert!(namespaces.borrow().is_empty());
 }
 
+#[test]
+fn what_becomes_of_a_pods_requests_is_said_of_its_network_its_end_and_its_service_account() {
+    for (host_pods, of_host, of_ours) in [
+        (HostPods::Off, Reach::Node, Reach::Node),
+        (HostPods::Denied, Reach::Denied, Reach::Ours),
+        (HostPods::Served, Reach::Cgroup, Reach::Ours),
+    ] {
+        let directory = directory().0.with_host_pods(host_pods, Some("ours".into()));
+        let on_host = |uid: &str| Pod { host_network: true, ..Pod::sample(uid, &[A]) };
+        let of_daemon = |uid: &str| Pod { namespace: "kube2irsa".into(), ..on_host(uid) };
+        directory.reset_pods(vec![
+            Pod::sample("1", &[A]),
+            Pod { namespace: "ended".into(), finished: true, ..on_host("2") },
+            Pod { namespace: "host".into(), ..on_host("3") },
+            of_daemon("ours"),
+            // The next one of the daemons.
+            Pod { name: "next".into(), ..of_daemon("next") },
+        ]);
+        let reach = |namespace: &str, name: &str| directory.find(&namespace.into(), name).pods[0].reach;
+        let name = &*Pod::sample("1", &[]).name;
+        let found = ["team-a", "ended", "host", "kube2irsa"].map(|namespace| reach(namespace, name));
+        assert_eq!(found, [Reach::Address, Reach::Ended, of_host, of_ours], "{host_pods:?}");
+        assert_eq!(reach("kube2irsa", "next"), of_ours, "{host_pods:?}");
+        let mut told = Vec::new();
+        directory.each_pod(|reach, _| told.push(reach));
+        for reach in found {
+            assert!(told.contains(&reach), "{told:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn who_asks_before_they_are_known_waits_for_it_and_no_longer_than_allowed() {
     let (directory, mut lookups) = Directory::new(Binding::WhereFound, NamespacePolicy::Off, |_, _| {}, |_, _| {});

@@ -4,6 +4,7 @@
 //! said to be unknown, never to be well.
 
 mod facts;
+mod host;
 mod others;
 mod redirect;
 #[cfg(test)]
@@ -24,12 +25,15 @@ use super::{
     plan::Wanted,
     unseen::{NEEDS_RAW, Own},
 };
+use crate::identity::HostPods;
 
 /// What the daemon on this node is meant to do.
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// How pods' requests are redirected; `None`: nothing is to be on the node.
     pub wanted: Option<Wanted>,
+    /// What is to become of pods on the node's network; `None`: what is best.
+    pub host_network: Option<HostPods>,
     /// Where the daemon listens for pods.
     pub listen: Vec<SocketAddr>,
     /// The addresses whose requests come to it.
@@ -91,6 +95,7 @@ pub fn findings(expected: &Expected, facts: &Facts) -> Vec<Finding> {
     redirect::look(wanted, expected, facts, &mut findings);
     in_the_way(wanted, facts, &mut findings);
     others::look(expected, facts, &mut findings);
+    host::look(expected.host_network, facts, &mut findings);
     daemon(expected, facts, &mut findings);
     forged_addresses(facts, &mut findings);
     findings.0

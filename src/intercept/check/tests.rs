@@ -50,6 +50,7 @@ fn guard_of(address: &str) -> Vec<RuleMessage> {
 
 fn expected() -> Expected {
     Expected {
+        host_network: Some(HostPods::Off),
         wanted: Some(Wanted::Auto),
         listen: vec!["0.0.0.0:9169".parse().unwrap(), "[::]:9169".parse().unwrap()],
         addresses: ["169.254.169.254", "fd00:ec2::254"].map(|address| address.parse().unwrap()).into(),
@@ -76,6 +77,7 @@ fn facts() -> Facts {
                 (Family::V6, Ok(Some(guard_of("fd00:ec2::254")))),
             ],
             nft: Ok(Some(NFT.to_owned())),
+            host: Vec::new(),
             iptables: vec![iptables("-P PREROUTING ACCEPT\n", None)],
         },
         own_tables: Own { variant: Variant::Nft, system: Some(Variant::Nft) },
