@@ -233,11 +233,12 @@ impl Directory {
         Figures { disputed, suspended, invalid }
     }
 
-    /// Tells of each pod and its main role, briefly and under a lock.
-    pub fn each_pod(&self, mut tell: impl FnMut(&Pod, &Role)) {
+    /// Tells of each pod, its main role, and whether it is withheld from it, for its address cannot be told to be this pod's;
+    /// briefly and under a lock.
+    pub fn each_pod(&self, mut tell: impl FnMut(&Pod, &Role, bool)) {
         let state = self.state();
         for pod in state.index.pods() {
-            tell(pod, &state.roles(pod).main);
+            tell(pod, &state.roles(pod).main, state.index.is_withheld(pod));
         }
     }
 
