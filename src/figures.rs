@@ -28,7 +28,9 @@ const STANDINGS: [Standing; 6] = [
 pub fn take(metrics: &Metrics, directory: &Directory, store: &Store) {
     let now = clock::now();
     let mut pods = BTreeMap::<_, i64>::new();
-    directory.each_pod(|reach, main| *pods.entry(credentials(reach, main, store, now)).or_default() += 1);
+    directory.each_pod(|reach, main, withheld| {
+        *pods.entry(credentials(reach, main, withheld, store, now)).or_default() += 1;
+    });
     for class in CLASSES {
         metrics.pods.with_label_values(&[class]).set(pods.get(class).copied().unwrap_or_default());
     }
@@ -66,7 +68,7 @@ pub fn take_process(metrics: &Metrics) {
     }
 }
 
-const CLASSES: [&str; 10] = [
+const CLASSES: [&str; 11] = [
     "served",
     "fetching",
     "on_request",
@@ -75,12 +77,13 @@ const CLASSES: [&str; 10] = [
     "refused_by_aws",
     "refused_by_kubernetes",
     "failing",
+    "withheld",
     "not_known",
     "exempt",
 ];
 
 /// Whether the pod can get its main role's credentials now, as a metric's label.
-fn credentials(reach: Reach, main: &Role, store: &Store, now: Now) -> &'static str {
+fn credentials(reach: Reach, main: &Role, withheld: bool, store: &Store, now: Now) -> &'static str {
     match reach {
         Reach::Node | Reach::Ours | Reach::Ended => return "exempt",
         Reach::Denied => return "no_role",
@@ -91,6 +94,7 @@ fn credentials(reach: Reach, main: &Role, store: &Store, now: Now) -> &'static s
         Role::None => "no_role",
         Role::Invalid(_) => "invalid",
         Role::Granted(grant) => match store.standing(grant, now) {
+            None | Some(Standing::Good | Standing::RenewalFailing) if withheld => "withheld",
             None => "on_request",
             Some(Standing::Good | Standing::RenewalFailing) => "served",
             Some(standing) => standing.label(),

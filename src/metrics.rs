@@ -131,13 +131,16 @@ metrics! {
             pub pods: IntGaugeVec = "kube2irsa_pods",
                 "Pods of this node that are known, by whether they can get the credentials of their main role now.",
                 by(&[Label::new("credentials", &["served", "fetching", "on_request", "no_role", "invalid", "refused_by_aws",
-                    "refused_by_kubernetes", "failing", "not_known", "exempt"])]),
+                    "refused_by_kubernetes", "failing", "withheld", "not_known", "exempt"])]),
                 note("`served`: they are there; `fetching`: for the first time; `on_request`: fetched when the pod asks, for \
                       it brings its own token for STS, or has not asked for long; `no_role`: the service account names none. \
                       **`invalid`: annotations that cannot be meant, or a role that is not permitted; `refused_by_aws`, \
-                      `refused_by_kubernetes`: until somebody mends it; `failing`: no answer, for now.** `not_known`: the \
-                      service account has not been read; `exempt`: the pod is on the node's network and left [the node's role](host-network.md), or has \
-                      ended. Those there that are denied any are `no_role`.");
+                      `refused_by_kubernetes`: until somebody mends it, and then until the pod asks again (or is \
+                      restarted), for what nobody asks for is not tried again; `failing`: no answer, for now; `withheld`: \
+                      it would be served, but its address is [disputed, suspended or not bound](#who-is-behind-an-address) \
+                      (moments of this are normal where pods start and end); `not_known`: the service account is missing \
+                      or has not been read, or what its namespace permits.** `exempt`: the pod is on the node's network \
+                      and left [the node's role](host-network.md), or has ended. Those there that are denied any are `no_role`.");
             pub pods_with_invalid_role: IntGauge = "kube2irsa_pods_with_invalid_role",
                 "Pods whose service account has annotations that cannot be meant, or asks for a role that its namespace does \
                  not permit.",

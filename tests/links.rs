@@ -81,7 +81,9 @@ fn the_next_pod_gets_its_own_role_or_none(
     gets_nothing(&second);
     sandbox.cloud.kubernetes.delete_pod("team-a", &name);
     gets_nothing_for(silence.saturating_sub(begun.elapsed()), &second);
+    let pods = |class: &str| metric(&sandbox, &format!("kube2irsa_pods{{credentials=\"{class}\"}}"));
     if first_has_asked {
+        assert_eq!((pods("served"), pods("withheld")), (0.0, 1.0), "its credentials are there: {network:?}");
         assert_eq!(metric(&sandbox, "kube2irsa_suspended_addresses"), 1.0, "{network:?}");
         assert_eq!(metric(&sandbox, "kube2irsa_suspensions_total{reason=\"link_gone\"}"), 1.0, "{network:?}");
     }
@@ -89,6 +91,7 @@ fn the_next_pod_gets_its_own_role_or_none(
     eventually("the second pod is served", || role(&second).is_ok());
     assert_eq!(role(&second), Ok("second".to_owned()));
     assert_eq!(metric(&sandbox, "kube2irsa_suspended_addresses"), 0.0);
+    assert_eq!((pods("served"), pods("withheld")), (1.0, 0.0), "{network:?}");
 }
 
 #[test]

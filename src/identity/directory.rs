@@ -242,11 +242,13 @@ impl Directory {
         Figures { disputed, suspended, invalid }
     }
 
-    /// Tells of each pod what becomes of its requests, and its main role, briefly and under a lock.
-    pub fn each_pod(&self, mut tell: impl FnMut(Reach, &Role)) {
+    /// Tells of each pod what becomes of its requests, its main role, and whether that is withheld from it, for its address
+    /// cannot be told to be this pod's; briefly and under a lock.
+    pub fn each_pod(&self, mut tell: impl FnMut(Reach, &Role, bool)) {
         let state = self.state();
         for pod in state.index.pods() {
-            tell(state.reach(pod), &state.roles(pod).main);
+            let reach = state.reach(pod);
+            tell(reach, &state.roles(pod).main, reach == Reach::Address && state.index.is_withheld(pod));
         }
     }
 

@@ -185,6 +185,13 @@ impl PodIndex {
         self.pods.values().any(|pod| pod.awaits_address())
     }
 
+    /// Whether it has addresses, and what comes from them is answered at none as this pod's.
+    #[must_use]
+    pub fn is_withheld(&self, pod: &Pod) -> bool {
+        let is_its = |address: &IpAddr| matches!(self.claim(*address), Claim::Pod(of) if of.uid == pod.uid);
+        !pod.addresses.is_empty() && !pod.addresses.iter().any(is_its)
+    }
+
     /// Addresses that several pods claim, with none served; and those whose pod is suspended.
     #[must_use]
     pub fn withheld(&self) -> (usize, usize) {

@@ -46,12 +46,46 @@ pub(super) const ALL: &[Case] = &[
     rests("Kube2irsaPodsFailing", "STS is away for some minutes", &[
         (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="failing"}"#, "0x30 50x8 0x92"),
     ]),
+    rests("Kube2irsaPodsFailing", "pods of one node after the other fail for moments", &[
+        (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="failing"}"#, "0x30 1x5 0x95"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="b",credentials="failing"}"#, "0x35 1x5 0x90"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="c",credentials="failing"}"#, "0x40 1x5 0x85"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="d",credentials="failing"}"#, "0x45 1x5 0x80"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="e",credentials="failing"}"#, "0x50 1x5 0x75"),
+    ]),
+    fires("Kube2irsaPodsNotKnown", "a ServiceAccount is deleted while its pods run", &[
+        (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="not_known"}"#, "0x10 1x120"),
+    ]),
+    rests("Kube2irsaPodsNotKnown", "namespaces come to one node after the other", &[
+        (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="not_known"}"#, "0x30 1x5 0x95"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="b",credentials="not_known"}"#, "0x35 1x5 0x90"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="c",credentials="not_known"}"#, "0x40 1x5 0x85"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="d",credentials="not_known"}"#, "0x45 1x5 0x80"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="e",credentials="not_known"}"#, "0x50 1x5 0x75"),
+    ]),
+    fires("Kube2irsaPodsWithheld", "a pod's link was replaced", &[
+        (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="withheld"}"#, "0x10 1x120"),
+    ]),
+    rests("Kube2irsaPodsWithheld", "pods end on one node after the other", &[
+        (r#"kube2irsa_pods{job="kube2irsa",instance="a",credentials="withheld"}"#, "0x30 1x5 0x95"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="b",credentials="withheld"}"#, "0x35 1x5 0x90"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="c",credentials="withheld"}"#, "0x40 1x5 0x85"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="d",credentials="withheld"}"#, "0x45 1x5 0x80"),
+        (r#"kube2irsa_pods{job="kube2irsa",instance="e",credentials="withheld"}"#, "0x50 1x5 0x75"),
+    ]),
     fires("Kube2irsaRenewalsFailing", "a role is deleted while its credentials are served", &[
         (r#"kube2irsa_sessions{job="kube2irsa",instance="a",state="renewal_failing"}"#, "0x10 1x120"),
     ]),
     rests("Kube2irsaRenewalsFailing", "STS is away for some minutes", &[
         (r#"kube2irsa_sessions{job="kube2irsa",instance="a",state="renewal_failing"}"#, "0x30 40x10 0x90"),
         (r#"kube2irsa_sessions{job="kube2irsa",instance="a",state="good"}"#, "50x130"),
+    ]),
+    rests("Kube2irsaRenewalsFailing", "a renewal fails once on one node after the other", &[
+        (r#"kube2irsa_sessions{job="kube2irsa",instance="a",state="renewal_failing"}"#, "0x30 1x5 0x95"),
+        (r#"kube2irsa_sessions{job="kube2irsa",instance="b",state="renewal_failing"}"#, "0x35 1x5 0x90"),
+        (r#"kube2irsa_sessions{job="kube2irsa",instance="c",state="renewal_failing"}"#, "0x40 1x5 0x85"),
+        (r#"kube2irsa_sessions{job="kube2irsa",instance="d",state="renewal_failing"}"#, "0x45 1x5 0x80"),
+        (r#"kube2irsa_sessions{job="kube2irsa",instance="e",state="renewal_failing"}"#, "0x50 1x5 0x75"),
     ]),
     fires("Kube2irsaLifeLow", "credentials are about to expire", &[
         (r#"kube2irsa_sessions_low{job="kube2irsa",instance="a"}"#, "0x30 3x15 0x85"),
@@ -71,6 +105,14 @@ pub(super) const ALL: &[Case] = &[
     ]),
     rests("Kube2irsaStsThrottles", "a call is throttled now and then", &[
         (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="Throttling"}"#, "0+0.4x130"),
+    ]),
+    fires("Kube2irsaStsThrottles", "one call in ten is throttled", &[
+        (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="Throttling"}"#, "0+2x130"),
+        (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="ok"}"#, "0+18x130"),
+    ]),
+    rests("Kube2irsaStsThrottles", "of a thousand nodes' calls one in a thousand is throttled", &[
+        (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="Throttling"}"#, "0+2x130"),
+        (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="ok"}"#, "0+1998x130"),
     ]),
     rests("Kube2irsaStsThrottles", "many nodes start at once", &[
         (r#"kube2irsa_sts_exchanges_total{job="kube2irsa",instance="a",action="web_identity",result="Throttling"}"#, "0x30 90x100"),
@@ -207,5 +249,22 @@ pub(super) const ALL: &[Case] = &[
     ]),
     rests("Kube2irsaExcessRights", "one mode follows the other", &[
         (r#"kube2irsa_excess_rights{job="kube2irsa",instance="a"}"#, "1x30 0x100"),
+    ]),
+    fires("Kube2irsaAuditLinesLost", "the disk is full for long", &[
+        (r#"kube2irsa_audit_lines_total{job="kube2irsa",instance="a",result="failed"}"#, "0x30 1x100"),
+    ]),
+    fires("Kube2irsaAuditLinesLost", "what reads the pipe is too slow", &[
+        (r#"kube2irsa_audit_lines_total{job="kube2irsa",instance="a",result="dropped"}"#, "0x30 40x100"),
+    ]),
+    rests("Kube2irsaAuditLinesLost", "all is written, and a daemon that lost lines restarts", &[
+        (r#"kube2irsa_audit_lines_total{job="kube2irsa",instance="a",result="written"}"#, "0+10x130"),
+        (r#"kube2irsa_audit_lines_total{job="kube2irsa",instance="a",result="failed"}"#, "9x30 0x100"),
+        (r#"kube2irsa_audit_lines_total{job="kube2irsa",instance="a",result="dropped"}"#, "9x30 0x100"),
+    ]),
+    fires("Kube2irsaAuditLinesWaiting", "the disk is full", &[
+        (r#"kube2irsa_audit_lines_waiting{job="kube2irsa",instance="a"}"#, "0x30 1+20x100"),
+    ]),
+    rests("Kube2irsaAuditLinesWaiting", "a disk is slow for minutes", &[
+        (r#"kube2irsa_audit_lines_waiting{job="kube2irsa",instance="a"}"#, "0x30 50x3 0x97"),
     ]),
 ];

@@ -169,7 +169,7 @@ fn what_becomes_of_a_pods_requests_is_said_of_its_network_its_end_and_its_servic
         assert_eq!(found, [Reach::Address, Reach::Ended, of_host, of_ours], "{host_pods:?}");
         assert_eq!(reach("kube2irsa", "next"), of_ours, "{host_pods:?}");
         let mut told = Vec::new();
-        directory.each_pod(|reach, _| told.push(reach));
+        directory.each_pod(|reach, _, _| told.push(reach));
         for reach in found {
             assert!(told.contains(&reach), "{told:?}");
         }

@@ -10,6 +10,12 @@ fn owner(index: &PodIndex, address: IpAddr) -> Option<String> {
     }
 }
 
+fn withheld(index: &PodIndex) -> Vec<String> {
+    let mut pods = index.pods().filter(|pod| index.is_withheld(pod)).map(|pod| pod.uid.to_string()).collect::<Vec<_>>();
+    pods.sort();
+    pods
+}
+
 #[test]
 fn a_pod_is_found_by_each_of_its_addresses_until_it_is_gone() {
     let mut index = PodIndex::default();
@@ -51,9 +57,14 @@ fn an_address_with_two_living_claimants_is_nobodys() {
     index.apply(Pod::sample("2", &[A]));
     assert_eq!(index.claim(A), Claim::Disputed);
     assert_eq!(index.withheld(), (1, 0));
+    assert_eq!(withheld(&index), ["1", "2"]);
+    index.apply(Pod::sample("2", &[A, B]));
+    assert_eq!(withheld(&index), ["1"], "the other one has an address of its own");
+    index.apply(Pod::sample("2", &[A]));
 
     index.apply(Pod { running: false, ..Pod::sample("1", &[A]) });
     assert_eq!(owner(&index, A), Some("2".into()), "one without a running container yields");
+    assert_eq!(withheld(&index), ["1"]);
 
     index.apply(Pod { terminating: true, ..Pod::sample("2", &[A]) });
     assert_eq!(index.claim(A), Claim::Disputed, "both yield: neither can be meant for certain");
