@@ -11,7 +11,7 @@ mod support;
 
 use std::{
     fs::{self, File},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -299,6 +299,33 @@ fn a_full_disk_holds_up_nobody_and_loses_nothing() {
     let ends = daemon.log().matches("is written to").count();
     assert!(failures() == 1 && (1..=1 + delays(&daemon)).contains(&ends), "{}", daemon.log());
     assert_eq!(metric(&sandbox, "kube2irsa_audit_lines_total{result=\"failed\"}"), 0.0);
+}
+
+#[test]
+fn a_link_is_not_followed_and_a_file_that_others_can_read_is_told_of_once() {
+    let (sandbox, web) = with_a_pod();
+    let (log, target) = (audit_log(&sandbox), sandbox.directory().join("target"));
+    fs::write(&target, "").unwrap();
+    symlink(&target, &log).unwrap();
+    let daemon = audited(&sandbox, &[]);
+    document(&web);
+    eventually("it is said", || daemon.log().contains("it is a link, which is not followed"));
+    assert_eq!(fs::read_to_string(&target).unwrap(), "");
+
+    let put_file = || {
+        fs::write(&target, "").unwrap();
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::rename(&target, &log).unwrap();
+    };
+    put_file();
+    eventually("what waited is there", || !lines(&log).is_empty());
+    let warnings = || daemon.log().matches("can be read or written by others (mode 0644)").count();
+    assert_eq!(warnings(), 1, "{}", daemon.log());
+    put_file();
+    let another = sandbox.add_pod("team-a", "web-1", "web").unwrap();
+    document(&another);
+    eventually("it is there", || lines(&log).iter().any(|line| line["pod"] == "web-1"));
+    assert_eq!(warnings(), 1, "{}", daemon.log());
 }
 
 #[test]

@@ -281,9 +281,37 @@ fn a_pod_that_the_webhook_gave_a_token_is_not_fetched_for_and_that_is_no_failure
     assert_eq!(code, 0, "{said:#}");
     assert_eq!(step(&said, "token")["pod_has_its_own"], true);
     assert_eq!(step(&said, "credentials")["state"], "unknown");
+    for step in ["token", "sts"].map(|name| step(&said, name)) {
+        assert!(step["says"].as_str().unwrap().starts_with("nothing is remembered"), "{step}");
+    }
     eventually("it is served", || has_credentials(&web));
     let (_, said) = explain(&sandbox, "team-a/web-0");
     assert_eq!(step(&said, "credentials")["state"], "ok", "{said:#}");
+}
+
+#[test]
+fn of_a_session_that_pods_share_it_is_told_with_whose_token_the_last_call_was() {
+    let sandbox = with_an_account();
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/web");
+    sandbox.cloud.sts.put_role(&role, sandbox.trust_policy("system:serviceaccount:team-b:web")).unwrap();
+    let _daemon = Daemon::ready(&sandbox, &["--session-scope", "service-account"]);
+    let pods = ["web-0", "web-1"].map(|name| sandbox.add_pod("team-a", name, "web").unwrap());
+    let is_of_another = |pod: &str, other: &str| {
+        let (_, said) = explain(&sandbox, &format!("team-a/{pod}"));
+        let sts = step(&said, "sts");
+        let says = sts["says"].as_str().unwrap();
+        let of_another = says.contains(&format!("with the token of pod {other}, which shares the session"));
+        assert!(!says.contains(&format!("pod {pod}, which")), "{says}");
+        (sts["state"] == "fails").then_some(of_another)
+    };
+    for pod in &pods {
+        eventually("it is refused", || role_status(pod) == 403);
+    }
+    // The next call, which may come between the two looks, is with the other's.
+    eventually("it is that of one of them", || {
+        let both = (is_of_another("web-0", "web-1"), is_of_another("web-1", "web-0"));
+        both == (Some(true), Some(false)) || both == (Some(false), Some(true))
+    });
 }
 
 #[test]

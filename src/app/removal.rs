@@ -206,7 +206,8 @@ async fn remove() -> Result<(), Vec<String>> {
 
 /// Takes what daemons leave in the state directory out of it, and the directory too if it is empty then and no mount.
 fn forget(state_dir: &Path) -> io::Result<()> {
-    let files = key::FILES.iter().chain(&handover::FILES).map(|name| state_dir.join(name));
+    local_socket::remove_leftovers(&state_dir.join(handover::SOCKET), Duration::ZERO)?;
+    let files = key::FILES.iter().chain([&handover::SOCKET]).map(|name| state_dir.join(name));
     for file in files.collect::<Vec<PathBuf>>() {
         local_socket::remove(&file)?;
     }

@@ -8,7 +8,7 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::{
         fd::AsFd as _,
-        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+        unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
     sync::{
@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use nix::{errno::Errno, fcntl::OFlag, unistd::geteuid};
 use tokio::{sync::watch, time::timeout};
 
 use super::Destination;
@@ -70,11 +71,9 @@ impl Writer {
         let (name, target) = match destination {
             Destination::StandardOutput => {
                 let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-                ("standard output".to_owned(), Target { path: None, open: Some(file), torn: false })
+                ("standard output".to_owned(), Target { open: Some(file), ..Target::default() })
             }
-            Destination::File(path) => {
-                (path.display().to_string(), Target { path: Some(path), open: None, torn: false })
-            }
+            Destination::File(path) => (path.display().to_string(), Target { path: Some(path), ..Target::default() }),
         };
         let (lines, queue) = sync_channel(WAITING);
         let shared = Arc::new(Shared { name, metrics, progress: Mutex::default(), done: watch::Sender::default() });
@@ -194,12 +193,15 @@ impl Shared {
 }
 
 /// What is written to.
+#[derive(Default)]
 struct Target {
     /// Of a file: what is there now may be another one than what is open.
     path: Option<PathBuf>,
     open: Option<File>,
     /// It ends within a line.
     torn: bool,
+    /// It was said that it is not ours alone.
+    warned: bool,
 }
 
 impl Target {
@@ -229,8 +231,18 @@ impl Target {
         let Some(path) = &self.path else { return Ok(()) };
         if self.open.as_ref().is_none_or(|file| !is_at(file, path)) {
             // It may have been left without its end by a daemon before.
-            let mut file = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(path)?;
+            let mut options = OpenOptions::new();
+            options.create(true).append(true).read(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+            let mut file = options.open(path).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ELOOP) => io::Error::other("it is a link, which is not followed: name the file itself"),
+                _ => error,
+            })?;
             self.torn = ends_within_a_line(&mut file)?;
+            if let Some(whose) = whose(&file.metadata()?)
+                && !std::mem::replace(&mut self.warned, true)
+            {
+                tracing::warn!("{}, where the audit log is written, {whose}", path.display());
+            }
             self.open = Some(file);
         }
         Ok(())
@@ -240,7 +252,19 @@ impl Target {
 fn is_at(file: &File, path: &Path) -> bool {
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let at = |metadata: io::Result<fs::Metadata>| metadata.map(identity).ok();
-    at(file.metadata()).is_some_and(|open| at(fs::metadata(path)) == Some(open))
+    at(file.metadata()).is_some_and(|open| at(fs::symlink_metadata(path)) == Some(open))
+}
+
+/// Why the file is not ours alone. A device is nobody's.
+fn whose(file: &fs::Metadata) -> Option<String> {
+    let (mode, owner) = (file.mode() & 0o777, file.uid());
+    if file.file_type().is_char_device() {
+        None
+    } else if owner != geteuid().as_raw() {
+        Some(format!("is owned by the user {owner}"))
+    } else {
+        (mode & 0o066 != 0).then(|| format!("can be read or written by others (mode {mode:04o})"))
+    }
 }
 
 fn ends_within_a_line(file: &mut File) -> io::Result<bool> {

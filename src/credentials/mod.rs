@@ -133,7 +133,7 @@ pub struct Slot {
     wanted: AtomicBool,
     /// Seconds since the store was made.
     last_read: AtomicU64,
-    /// Somebody was given its credentials.
+    /// Somebody asked for its credentials.
     asked: AtomicBool,
     trace: Mutex<Trace>,
 }
@@ -191,7 +191,7 @@ impl Store {
         Self { scope, audit, slots, making: Mutex::default(), commands, made, next_id: AtomicU64::new(0) }
     }
 
-    /// The credentials of `grant`, if they are there now, and whether nobody was given any before. Never waits.
+    /// The credentials of `grant`, if they are there now, and whether nobody has asked for them before. Never waits.
     #[must_use]
     pub fn get(&self, grant: &Arc<Grant>, form: Form, now: Now) -> Option<(Bytes, bool)> {
         let slot = self.slots.get(&address(grant))?;
@@ -206,16 +206,15 @@ impl Store {
     /// A permanent failure is said at once.
     pub async fn obtain(&self, grant: &Arc<Grant>, form: Form, until: tokio::time::Instant) -> Outcome {
         let slot = self.slot(grant);
+        // Also of what comes when it no longer waits.
+        slot.is_asked_first();
         let mut changed = slot.changed.subscribe();
         loop {
             let now = clock::now();
             slot.read(self.age(now));
             let so_far = match &**slot.view.load() {
                 View::Document(document) => match document.body(form, now) {
-                    Some(body) => {
-                        slot.is_asked_first();
-                        return Outcome::Document(body);
-                    }
+                    Some(body) => return Outcome::Document(body),
                     None => Outcome::Pending,
                 },
                 View::Failed(Failure::Permanent, until) if until.is_none_or(|until| until > now.monotonic) => {
@@ -423,7 +422,7 @@ impl Slot {
         self.last_read.store(at.as_secs(), Ordering::Relaxed);
     }
 
-    /// Whether nobody was given its credentials before; from now on somebody was.
+    /// Whether nobody asked for its credentials before; from now on somebody has.
     fn is_asked_first(&self) -> bool {
         // A look is cheaper than a write, and all but the first need no more.
         !self.asked.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::Relaxed)

@@ -333,7 +333,7 @@ impl Fetcher {
             });
             failure
         });
-        slot.trace().last = Some(Attempt { at: clock::now().wall, missed });
+        slot.trace().last = Some(Attempt { at: clock::now().wall, pod: Arc::clone(&grant.pod), missed });
         Fetched { result, calls: calls.into_inner() }
     }
 

@@ -148,6 +148,16 @@ impl Engine {
         }
     }
 
+    /// Waits for the credentials: whether nobody has asked for them before.
+    async fn is_first(&self, grant: &Arc<Grant>) -> bool {
+        loop {
+            if let Some((_, first)) = self.store.get(grant, Form::Metadata, clock::now()) {
+                return first;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn ask(&self, grant: &Arc<Grant>) -> tokio::task::JoinHandle<Outcome> {
         let (store, grant) = (Arc::clone(&self.store), Arc::clone(grant));
         tokio::spawn(async move { store.obtain(&grant, Form::Metadata, soon()).await })
@@ -284,10 +294,20 @@ async fn what_is_foreseen_is_fetched_before_it_is_asked_for() {
     let (engine, grant) = (engine(1, Answer::Good), grant("1"));
     engine.store.entitle(&grant.pod.uid, std::slice::from_ref(&grant), Some(&grant));
     engine.until(1).await;
-    while engine.store.get(&grant, Form::Metadata, clock::now()).is_none() {
-        tokio::task::yield_now().await;
-    }
+    assert!(engine.is_first(&grant).await);
+    assert!(!engine.is_first(&grant).await);
     assert_eq!(engine.exchanges(), 1);
+}
+
+#[tokio::test]
+async fn what_came_after_a_pod_had_asked_in_vain_was_not_there_before_it_asked() {
+    let (engine, grant) = (engine(0, Answer::Good), grant("1"));
+    engine.store.entitle(&grant.pod.uid, std::slice::from_ref(&grant), Some(&grant));
+    engine.until(1).await;
+    let at_once = tokio::time::Instant::now();
+    assert_eq!(engine.store.obtain(&grant, Form::Metadata, at_once).await, Outcome::Pending);
+    engine.fake.permits.add_permits(1);
+    assert!(!engine.is_first(&grant).await);
 }
 
 #[tokio::test]

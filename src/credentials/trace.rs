@@ -2,7 +2,10 @@
 //!
 //! Invariant: no secret is in it. An access key id is none: CloudTrail and every signed request name it.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use serde::Deserialize;
 
@@ -11,7 +14,7 @@ use super::{
     slot::State,
     standing::Fault,
 };
-use crate::clock::Now;
+use crate::{clock::Now, identity::Pod};
 
 /// How a session stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct Held {
 pub struct Attempt {
     /// When.
     pub at: SystemTime,
+    /// Whose token it was made with: one of those who share the session.
+    pub pod: Arc<Pod>,
     /// What kept it from bringing credentials.
     pub missed: Option<Missed>,
 }

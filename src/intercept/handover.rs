@@ -36,13 +36,10 @@ use tokio::{
     sync::watch,
 };
 
-use crate::local_socket::{self, Name, identity, is_answered};
+use crate::local_socket::{self, Name, identity, is_answered, is_nobody};
 
-const SOCKET: &str = "handover.sock";
 /// What daemons have in the state directory to follow one another.
-pub const FILES: [&str; 2] = [SOCKET, NEW_SOCKET];
-/// What is to be the socket.
-const NEW_SOCKET: &str = "handover.sock.new";
+pub const SOCKET: &str = "handover.sock";
 const HELLO: &str = "kube2irsa 1\n";
 const TAKE: &str = "take\n";
 const SERVING: &str = "serving\n";
@@ -84,7 +81,14 @@ pub enum Found {
 impl Predecessor {
     /// Asks whoever offers its sockets in `state_dir`.
     pub async fn ask(state_dir: &Path) -> Found {
-        let Ok(stream) = UnixStream::connect(state_dir.join(SOCKET)).await else { return Found::Nobody };
+        let stream = match UnixStream::connect(state_dir.join(SOCKET)).await {
+            Ok(stream) => stream,
+            Err(error) if is_nobody(&error) => return Found::Nobody,
+            Err(error) => {
+                tracing::debug!(%error, "no hand-over");
+                return Found::Silent;
+            }
+        };
         match tokio::time::timeout(PATIENCE, Self::greet(stream)).await {
             Ok(Ok(predecessor)) => Found::Predecessor(predecessor),
             Ok(Err(error)) => {

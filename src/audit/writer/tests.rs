@@ -1,6 +1,6 @@
 use std::{
     io::{BufRead as _, BufReader},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     time::Instant,
 };
 
@@ -57,6 +57,43 @@ async fn lines_are_appended_whatever_becomes_of_the_file() {
     writer.written(SOON).await;
     assert_eq!(read(&path), "{\"line\":4}\n{\"line\":5}\n{\"line\":6}\n");
     assert_eq!((count(&metrics, "written"), metrics.audit_lines_waiting.get()), (5, 0));
+}
+
+#[tokio::test]
+async fn a_link_that_comes_in_place_of_the_file_is_not_followed_even_to_the_file_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, moved) = (folder.path().join("audit.log"), folder.path().join("moved"));
+    let (writer, _) = writer(&path);
+    writer.push(line(1));
+    writer.written(SOON).await;
+    fs::rename(&path, &moved).unwrap();
+    symlink(&moved, &path).unwrap();
+    writer.push(line(2));
+    writer.written(SOON).await;
+    assert!(writer.shared.done.borrow().fails);
+    assert_eq!(fs::read_to_string(&moved).unwrap(), "{\"line\":1}\n");
+    fs::remove_file(&path).unwrap();
+    writer.end(SOON).await;
+    assert_eq!(fs::read_to_string(&path).unwrap(), "{\"line\":2}\n");
+}
+
+#[test]
+fn a_file_is_ours_alone_if_nobody_else_can_read_or_write_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    fs::write(&path, "").unwrap();
+    let whose = |mode| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        whose(&fs::metadata(&path).unwrap())
+    };
+    assert_eq!([0o600, 0o400, 0o711].map(whose), [None, None, None]);
+    for mode in [0o640, 0o620, 0o604, 0o602] {
+        let said = whose(mode).unwrap();
+        assert!(said.contains(&format!("mode {mode:04o}")), "{said}");
+    }
+    assert_eq!(super::whose(&fs::metadata("/dev/null").unwrap()), None);
+    std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+    assert_eq!(whose(0o600).unwrap(), "is owned by the user 65534");
 }
 
 #[tokio::test]
