@@ -244,7 +244,7 @@ fn pods_of_the_nodes_own_network_and_of_other_nodes_are_told_what_they_are() {
     let kubernetes = &sandbox.cloud.kubernetes;
     kubernetes.create_pod(NewPod::new("team-a", "host-0").service_account("web").node(NODE).host_network());
     kubernetes.run_pod("team-a", "host-0", &sandbox.families().node());
-    let _daemon = Daemon::ready(&sandbox, &[]);
+    let _daemon = Daemon::ready(&sandbox, &["--host-network", "off"]);
     let (code, said) = explain(&sandbox, "team-a/host-0");
     assert_eq!((code, failing(&said)), (1, vec!["pod"]));
     assert_eq!(step(&said, "pod")["host_network"], true);

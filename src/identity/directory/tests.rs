@@ -153,10 +153,10 @@ fn what_becomes_of_a_pods_requests_is_said_of_its_network_its_end_and_its_servic
         (HostPods::Served, Reach::Cgroup, Reach::Ours),
     ] {
         let directory = directory().0.with_host_pods(host_pods, Some("ours".into()));
-        let on_host = |uid: &str| Pod { host_network: true, ..Pod::sample(uid, &[A]) };
+        let on_host = |uid: &str| Pod { name: "web-0".into(), host_network: true, ..Pod::sample(uid, &[A]) };
         let of_daemon = |uid: &str| Pod { namespace: "kube2irsa".into(), ..on_host(uid) };
         directory.reset_pods(vec![
-            Pod::sample("1", &[A]),
+            Pod { host_network: false, ..on_host("1") },
             Pod { namespace: "ended".into(), finished: true, ..on_host("2") },
             Pod { namespace: "host".into(), ..on_host("3") },
             of_daemon("ours"),
@@ -164,8 +164,7 @@ fn what_becomes_of_a_pods_requests_is_said_of_its_network_its_end_and_its_servic
             Pod { name: "next".into(), ..of_daemon("next") },
         ]);
         let reach = |namespace: &str, name: &str| directory.find(&namespace.into(), name).pods[0].reach;
-        let name = &*Pod::sample("1", &[]).name;
-        let found = ["team-a", "ended", "host", "kube2irsa"].map(|namespace| reach(namespace, name));
+        let found = ["team-a", "ended", "host", "kube2irsa"].map(|namespace| reach(namespace, "web-0"));
         assert_eq!(found, [Reach::Address, Reach::Ended, of_host, of_ours], "{host_pods:?}");
         assert_eq!(reach("kube2irsa", "next"), of_ours, "{host_pods:?}");
         let mut told = Vec::new();
