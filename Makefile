@@ -8,9 +8,8 @@ MANIFESTS := daemonset/manifests
 RENDER := $(HELM) template kube2irsa daemonset/chart --namespace kube2irsa --kube-version 1.36.0 --set namespace.create=true
 CARGO_AUDITABLE := target/tools/bin/cargo-auditable
 CARGO_AUDITABLE_VERSION := 0.7.7
-# The time of all files of the image.
-SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
-export SOURCE_DATE_EPOCH
+# The time of all files of the image. Of no other target: what is built with it is built anew.
+image image-root test-image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
 .PHONY: help sandbox test docs test-clients clients manifests test-chart test-apiserver test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale image image-root test-image ci
 
