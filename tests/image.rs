@@ -342,7 +342,9 @@ fn does_the_main_job(sandbox: &Sandbox, pod: &Pod, flags: &[&str], capabilities:
     assert!(sdk(sandbox, pod).arn.unwrap().contains("assumed-role/web/"), "{}", daemon.log());
     assert!(listed().contains("9169"), "{command:?}: {}", listed());
     let log = daemon.log();
-    assert!(log.lines().all(|line| !line.contains("ERROR") && !line.contains("WARN")), "{log}");
+    // What it says of pods on the node's network holds in any container that is given no cgroups.
+    let troubles = log.lines().filter(|line| line.contains("ERROR") || line.contains("WARN"));
+    assert!(troubles.clone().all(|line| line.contains("pods on the node's network")), "{log}");
     daemon.kill();
 
     let remove = Container::new(sandbox, &["rules", "remove"], capabilities).command(sandbox).output().unwrap();

@@ -378,7 +378,8 @@ fn an_upgrade_lets_the_next_daemon_follow_and_a_removal_leaves_nothing_behind() 
     // As with maxSurge: both at once, and the first is told to stop as soon as the next is said to be ready.
     let mut next = kubelet::run(&sandbox, &api, &objects, "kube2irsa-2");
     ready(&mut next);
-    assert!(next.daemon.log().contains("took over from the daemon that ran here"), "{}", next.daemon.log());
+    // It is ready once its rules stand, and tells the one before in the same moment.
+    eventually("it took over", || next.daemon.log().contains("took over from the daemon that ran here"));
     assert!(first.daemon.stop().success());
     assert_gets_its_role(&sandbox, &pod, &next.daemon);
 
