@@ -33,7 +33,7 @@ pub(crate) const DOCUMENT: &str = "/latest/meta-data/iam/security-credentials/we
 pub(crate) const UNLIMITED: [&str; 6] =
     ["--requests-per-pod", "1000000", "--request-burst-per-pod", "1000000", "--max-connections-per-pod", "2000"];
 /// Also under valgrind.
-const READY: Duration = Duration::from_secs(300);
+const READY: Duration = Duration::from_secs(120);
 
 const SETTLED: Duration = Duration::from_millis(300);
 
