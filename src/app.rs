@@ -18,7 +18,6 @@ use tokio::{
     task::{JoinError, JoinHandle, JoinSet},
 };
 
-mod api;
 mod listeners;
 mod location;
 pub mod removal;
@@ -31,6 +30,7 @@ use crate::{
         explain::{Explainer, StsPlace},
         socket::Socket,
     },
+    api_server,
     audit::Audit,
     config::{Config, Intercept},
     credentials::refresher::{Channel, Refresher},
@@ -108,10 +108,10 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let admin = Arc::new(Admin::new(Arc::clone(&metrics), Arc::clone(&readiness)));
     // First, for it says that we live while others are waited for.
     let admin_socket = Socket::serve(config.admin_socket, Arc::clone(&admin), Arc::clone(&metrics));
-    let api_server = api::configuration(&config.api_server).await?;
-    let own_token = api::own_token(&api_server);
-    let client = api::client(api_server.clone())?;
-    let access = Arc::new(Access::new(client.clone(), api::client_as(api_server, &config.node_name)?));
+    let api_server = api_server::configuration(&config.api_server).await?;
+    let own_token = api_server::own_token(&api_server);
+    let client = api_server::client(api_server.clone())?;
+    let access = Arc::new(Access::new(client.clone(), api_server::client_as(api_server, &config.node_name)?));
     let https = sts::https(config.sts.ca_bundle, config.sts.location.is_over_tls()).context("--ca-bundle")?;
     let mut predecessor = listeners::predecessor(&config.state_dir, &config.listen).await;
     let observes = config.intercept == Intercept::Observe;

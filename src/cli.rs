@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+mod cluster;
+
+pub use self::cluster::ClusterArgs;
+
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
 #[derive(Debug, Parser)]
 #[command(name = "kube2irsa", version, about)]

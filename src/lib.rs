@@ -5,9 +5,11 @@
 //! ([`credentials`]), which asks the API server for a token ([`token`]) and STS for credentials ([`sts`]).
 //! [`observe`] takes the place of all but the second where an operator wants to see who asks, first.
 //! [`app`] wires it all; [`cli`] and [`config`] say how; [`admin`], [`metrics`], [`figures`], [`events`] and [`audit`] tell of
-//! it, [`admin::explain`] of one pod, and [`taint`] lets pods come.
+//! it, [`admin::explain`] of one pod, and [`taint`] lets pods come. [`operator`] is apart: the commands for whoever installs and
+//! runs it.
 
 pub mod admin;
+pub mod api_server;
 pub mod app;
 pub mod audit;
 pub mod cgroups;
@@ -28,6 +30,7 @@ pub mod local_socket;
 pub mod memory;
 pub mod metrics;
 pub mod observe;
+pub mod operator;
 pub mod readiness;
 pub mod sts;
 pub mod taint;

@@ -15,7 +15,11 @@ const ANSWER_TIME_LIMIT: Duration = Duration::from_secs(10);
 /// Silence on a connection; an API server sends bookmarks on a watch about once a minute.
 const SILENCE_LIMIT: Duration = Duration::from_secs(100);
 
-pub(super) async fn configuration(api_server: &ApiServer) -> anyhow::Result<kube::Config> {
+/// The way to the API server.
+///
+/// # Errors
+/// When there is none that can be used.
+pub async fn configuration(api_server: &ApiServer) -> anyhow::Result<kube::Config> {
     let mut config = match api_server {
         ApiServer::InCluster => {
             kube::Config::incluster().context("--kubeconfig: is missing, and the pod's own access cannot be used")?
@@ -33,27 +37,36 @@ pub(super) async fn configuration(api_server: &ApiServer) -> anyhow::Result<kube
     Ok(config)
 }
 
-fn set_limits(config: &mut kube::Config) {
+/// How long is waited for the API server; and that nothing is repeated unasked.
+pub fn set_limits(config: &mut kube::Config) {
     // Retries are ours: the client's own go on for minutes, and would repeat a TokenRequest.
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIME_LIMIT);
     config.read_timeout = Some(SILENCE_LIMIT);
 }
 
-pub(super) fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
+/// A client that waits so long.
+///
+/// # Errors
+/// When its keys or certificates cannot be used.
+pub fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
     let builder = ClientBuilder::try_from(config)
         .map_err(|_| anyhow::anyhow!("--kubeconfig: its keys or certificates cannot be used"))?;
     Ok(builder.with_layer(&TimeoutLayer::new(ANSWER_TIME_LIMIT)).build())
 }
 
 /// A client whose calls are made as this node.
-pub(super) fn client_as(mut config: kube::Config, node: &NodeName) -> anyhow::Result<kube::Client> {
+///
+/// # Errors
+/// As [`client`].
+pub fn client_as(mut config: kube::Config, node: &NodeName) -> anyhow::Result<kube::Client> {
     config.auth_info.impersonate = Some(format!("system:node:{node}"));
     client(config)
 }
 
 /// The token by which the API server knows us, if there is one.
-pub(super) fn own_token(config: &kube::Config) -> Option<SecretString> {
+#[must_use]
+pub fn own_token(config: &kube::Config) -> Option<SecretString> {
     let from_file = || {
         let file = config.auth_info.token_file.as_ref()?;
         std::fs::read_to_string(file).ok().map(SecretString::from)
