@@ -189,6 +189,9 @@ metrics! {
                 by(&[Label::new("result", &["ok", "timeout", "unreachable", "mismatch", "400", "401", "403", "404", "409",
                     "422", "429", "5xx", "other"])]),
                 note("**`mismatch`: the API server gave a token for something else: alarm.**");
+            pub token_request_seconds: Histogram = "kube2irsa_token_request_duration_seconds",
+                "Seconds that a TokenRequest took.",
+                buckets(&[0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5]);
             pub exchanges: IntCounterVec = "kube2irsa_sts_exchanges_total",
                 "Calls of STS, by action and by result: ok, AWS's error code, or our word for what happened on the way.",
                 by(&[

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    place::{BARE, Core, DOCUMENT, Place, on},
+    place::{BARE, BARE_REDIRECTED, Core, DOCUMENT, Place, on},
     report::{Report, percentile},
 };
 
@@ -37,11 +37,11 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     let place = Place::new()?;
     let daemon = place.daemon(&[], &[])?;
     let bare = place.bare(&[])?;
-    let servers = [(daemon.process.id(), METADATA), (bare.id(), BARE)];
+    let servers = [(daemon.process.id(), METADATA), (bare.id(), BARE), (bare.id(), BARE_REDIRECTED)];
     for (_, server) in servers {
         load(place.pod.network(), server, REQUESTS / 8)?;
     }
-    let mut figures = [Figures::default(), Figures::default()];
+    let mut figures = servers.map(|_| Figures::default());
     for _ in 0..ROUNDS {
         for (figures, (process, server)) in figures.iter_mut().zip(servers) {
             let (start, before) = (Instant::now(), cpu_time(process)?);
@@ -52,8 +52,11 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
             figures.latency.extend(times.iter().map(|time| time.as_secs_f64() * 1e6));
         }
     }
-    let of = |figure: fn(&Figures) -> f64| figures.each_ref().map(figure);
+    let [ours, bare, redirected] = &figures;
+    let of = |figure: fn(&Figures) -> f64| [figure(ours), figure(bare)];
     report.ratio("cached request, server CPU, µs", of(|figures| percentile(&figures.cpu, 50)), 1.25);
+    let cpu = [ours, redirected].map(|figures| percentile(&figures.cpu, 50));
+    report.compared("the same, by the bare server behind a redirect too", cpu);
     report.compared("cached request, requests a second", of(|figures| percentile(&figures.throughput, 50)));
     report.compared("cached request, p50, µs", of(|figures| percentile(&figures.latency, 50)));
     report.ratio("cached request, p99, µs", of(|figures| percentile(&figures.latency, 99)), 1.5);

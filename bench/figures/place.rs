@@ -3,12 +3,12 @@
 use std::{
     convert::Infallible,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body_util::Full;
@@ -27,6 +27,8 @@ use crate::support::{Daemon, daemon_binary};
 
 /// Where the bare server listens on the node.
 pub(crate) const BARE: SocketAddr = SocketAddr::new(IpAddr::V4(sandbox::network::NODE_ADDRESS), 9269);
+/// Where a redirect leads there from.
+pub(crate) const BARE_REDIRECTED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 169, 249)), 80);
 /// The document of the pod's role.
 pub(crate) const DOCUMENT: &str = "/latest/meta-data/iam/security-credentials/web";
 /// One pod asks as often as it can.
@@ -105,14 +107,22 @@ impl Place {
         }
     }
 
-    /// This program as the bare server, which answers what the daemon answered.
+    /// This program as the bare server, which answers what the daemon answered; as itself, and behind a redirect as the
+    /// daemon's.
     pub(crate) fn bare(&self, under: &[&str]) -> anyhow::Result<Process> {
         let own = std::env::current_exe()?;
         let mut words = under.to_vec();
         words.push(own.to_str().context("this binary's path is no text")?);
         let (program, arguments) = words.split_first().context("no program")?;
         let command = self.sandbox.node().command(program).args(arguments).arg("bare").arg(&self.body);
-        let server = on(Core::Server, || command.stderr(std::process::Stdio::null()).spawn())??;
+        let server = on(Core::Server, || command.spawn())??;
+        let (to, port) = (BARE_REDIRECTED.ip(), BARE_REDIRECTED.port());
+        let redirect = format!(
+            "add table ip bare; delete table ip bare; table ip bare {{ chain prerouting {{ \
+             type nat hook prerouting priority -100; ip daddr {to} tcp dport {port} dnat to {BARE}; }}; }}"
+        );
+        let written = self.sandbox.node().command("nft").arg(redirect).status()?;
+        ensure!(written.success(), "no redirect: {written}");
         let deadline = Instant::now() + READY;
         while get(self.sandbox.node(), BARE, "/").is_err() {
             if Instant::now() > deadline {

@@ -368,7 +368,10 @@ impl Fetcher {
     }
 
     async fn token(&self, grant: &Grant) -> Result<SecretString, TokenError> {
+        let start = clock::now();
         let token = self.tokens.token(grant).await;
+        let took = clock::now().monotonic.duration_since(start.monotonic);
+        self.metrics.token_request_seconds.observe(took.as_secs_f64());
         let result = token.as_ref().map_or_else(TokenError::label, |_| "ok");
         self.metrics.token_requests.with_label_values(&[result]).inc();
         token
