@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub(crate) const CONNECTIONS: u32 = 32;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 const REQUESTS: u32 = 64_000;
 
 /// Of one server, a figure a round.
@@ -54,9 +54,10 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     }
     let [ours, bare, redirected] = &figures;
     let of = |figure: fn(&Figures) -> f64| [figure(ours), figure(bare)];
-    report.ratio("cached request, server CPU, µs", of(|figures| percentile(&figures.cpu, 50)), 1.25);
-    let cpu = [ours, redirected].map(|figures| percentile(&figures.cpu, 50));
-    report.compared("the same, by the bare server behind a redirect too", cpu);
+    // What else runs on the machine only adds to it: the least is what it costs.
+    let cpu = |figures: &Figures| percentile(&figures.cpu, 0);
+    report.ratio("cached request, server CPU, least of 9 rounds, µs", [cpu(ours), cpu(bare)], 1.25);
+    report.compared("the same, by the bare server behind a redirect too", [cpu(ours), cpu(redirected)]);
     report.compared("cached request, requests a second", of(|figures| percentile(&figures.throughput, 50)));
     report.compared("cached request, p50, µs", of(|figures| percentile(&figures.latency, 50)));
     report.ratio("cached request, p99, µs", of(|figures| percentile(&figures.latency, 99)), 1.5);
