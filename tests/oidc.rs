@@ -207,7 +207,9 @@ fn without_a_cluster_the_outside_alone_is_checked_and_with_one_that_is_named_it_
     let alone = oidc(&sandbox, &["check", "--issuer", ISSUER]);
     assert_eq!(alone.code, 0, "{}{}", alone.out, alone.err);
     assert!(alone.out.contains("nothing was compared with a cluster"), "{}", alone.out);
-    assert_eq!(oidc(&sandbox, &["check"]).code, 64, "neither a cluster nor an issuer");
+    let neither = oidc(&sandbox, &["check"]);
+    assert_eq!(neither.code, 64, "neither a cluster nor an issuer");
+    assert!(neither.err.contains("without a cluster: --issuer URL"), "{}", neither.err);
 
     let checked = with_cluster(&sandbox, &["check", "--issuer", "https://oidc.example.com/other"]);
     assert_eq!(checked.code, 1);

@@ -136,6 +136,10 @@ async fn check(args: &OidcCheckArgs, out: &mut dyn io::Write) -> Result<Verdict,
     let authorities = Authorities::load(args.ca_file.as_deref()).map_err(OperatorError::usage)?;
     let served = match served::read(&args.api_servers).await {
         Ok(served) => Ok(served),
+        Err(OperatorError::Usage(mut errors)) if args.issuer.is_none() && !names_a_cluster(&args.api_servers) => {
+            errors.0.push("without a cluster: --issuer URL, and what is outside is checked by itself".to_owned());
+            return Err(OperatorError::Usage(errors));
+        }
         // Who names a cluster means it.
         Err(error) if args.issuer.is_none() || names_a_cluster(&args.api_servers) => return Err(error),
         Err(error) => Err(error.to_string()),

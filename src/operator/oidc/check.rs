@@ -190,7 +190,7 @@ fn answered(check: Check, fetched: &Fetched) -> Result<(String, Vec<Finding>), F
                 FetchError::Slow => "Take a host that answers at once: STS does not wait.",
                 FetchError::Large => PUBLISH,
             };
-            return Err(check.fails(format!("{url} {error}"), OUT_OF_REACH, mend));
+            return Err(check.fails(format!("{url}: {error}"), OUT_OF_REACH, mend));
         }
     };
     match (answer.status, &answer.location) {
