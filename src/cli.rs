@@ -7,8 +7,12 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod cluster;
+mod oidc;
 
-pub use self::cluster::ClusterArgs;
+pub use self::{
+    cluster::ClusterArgs,
+    oidc::{OidcApiServerArgs, OidcArgs, OidcCheckArgs, OidcCommand, OidcExportArgs, OidcShowArgs},
+};
 
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
 #[derive(Debug, Parser)]
@@ -53,6 +57,8 @@ pub enum Command {
     /// step fails, 69 if no daemon answers.
     #[command(args_override_self = true)]
     Explain(ExplainArgs),
+    /// The cluster's token issuer: as the API server has it, as files for a web host, and as AWS sees it.
+    Oidc(OidcArgs),
     /// Print a script by which a shell completes our commands and flags.
     Completions {
         /// Which shell.

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Request, Response, StatusCode, Uri, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, runtime::Runtime};
@@ -27,6 +27,7 @@ use crate::{
     },
     s3::S3,
     sts::Sts,
+    web::Web,
 };
 
 /// The region that the sandbox plays.
@@ -114,10 +115,29 @@ impl Cloud {
     /// # Errors
     /// When a key cannot be made or a server cannot listen.
     pub fn start(outside: &Namespace, families: Families) -> Result<Self, CloudError> {
+        Self::start_with(outside, families, None)
+    }
+
+    /// The same with an issuer of this URL, whose documents are not there until they are put on the web host that its name
+    /// stands for.
+    ///
+    /// # Errors
+    /// As [`Cloud::start`].
+    pub fn start_with(
+        outside: &Namespace,
+        families: Families,
+        published: Option<(&str, Web)>,
+    ) -> Result<Self, CloudError> {
         let ca = Ca::new()?;
-        let issuer = Arc::new(Issuer::new(format!("https://{OIDC_ADDRESS}"))?);
+        let own = format!("https://{OIDC_ADDRESS}");
+        let issuer = Arc::new(Issuer::new(published.as_ref().map_or(own.as_str(), |(url, _)| url))?);
         let kubernetes = Kubernetes::new(Arc::clone(&issuer));
-        let sts = Sts::new(ca.client()?);
+        let web =
+            published.map(|(url, web)| (url.parse::<Uri>().ok().and_then(|url| url.host().map(str::to_owned)), web));
+        let sts = match &web {
+            Some((Some(host), _)) => Sts::resolving(ca.client()?, [(host.clone(), OIDC_ADDRESS.into())]),
+            _ => Sts::new(ca.client()?),
+        };
         let s3 = S3::new(REGION, sts.clone());
         s3.put_object(BUCKET, "greeting", "Hello from the sandbox.\n");
         let ec2 = Ec2::new(REGION, ACCOUNT, sts.clone());
@@ -152,6 +172,7 @@ impl Cloud {
             runtime: Some(runtime),
         };
         cloud.start_servers(families)?;
+        cloud.start_issuer(web)?;
         cloud.start_api()?;
         Ok(cloud)
     }
@@ -240,11 +261,6 @@ impl Cloud {
                 async move { ec2.handle(request).await }
             },
         )?;
-        let issuer = Arc::clone(&self.issuer);
-        let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);
-        self.serve_all(&[OIDC_ADDRESS.into()], 443, tls.as_ref(), move |request, _| {
-            std::future::ready(document(&issuer, request.uri().path()))
-        })?;
         let imds = self.imds.clone();
         let addresses = with_v6(&[METADATA_ADDRESS.into()], METADATA_ADDRESS_V6.into());
         self.serve_all(&addresses, 80, None, move |request, peer| {
@@ -254,6 +270,21 @@ impl Cloud {
         let agent = self.agent.clone();
         let addresses = with_v6(&CONTAINER_ADDRESSES.map(IpAddr::from), CONTAINER_ADDRESS_V6.into());
         self.serve_all(&addresses, 80, None, move |request, _| std::future::ready(agent.handle::<Incoming>(&request)))
+    }
+
+    /// The issuer's documents: as it has them, or as they were put on a web host.
+    fn start_issuer(&mut self, web: Option<(Option<String>, Web)>) -> Result<(), CloudError> {
+        if let Some((host, web)) = web {
+            let tls = Some(self.ca.server(&[&host.unwrap_or_else(|| OIDC_ADDRESS.to_string())])?);
+            return self.serve_all(&[OIDC_ADDRESS.into()], 443, tls.as_ref(), move |request, _| {
+                std::future::ready(web.handle(&request))
+            });
+        }
+        let issuer = Arc::clone(&self.issuer);
+        let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);
+        self.serve_all(&[OIDC_ADDRESS.into()], 443, tls.as_ref(), move |request, _| {
+            std::future::ready(document(&issuer, request.uri().path()))
+        })
     }
 
     /// One service at several addresses.

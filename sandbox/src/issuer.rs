@@ -4,7 +4,7 @@
 //!
 //! [k8s]: https://kubernetes.io/docs/tasks/configure-pod-container/configure-service-account/#service-account-issuer-discovery
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, jwk::Jwk};
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
@@ -31,10 +31,19 @@ pub enum IssuerError {
 }
 
 /// An issuer of service account tokens, signed with RS256.
+///
+/// Its keys change in the steps of an API server's: a key is known (`--service-account-key-file`) before it signs
+/// (`--service-account-signing-key-file`), and after.
 pub struct Issuer {
     url: String,
-    /// The newest signs, all are published.
-    keys: RwLock<Vec<Key>>,
+    keys: RwLock<Keys>,
+}
+
+/// Those that are known, which are all published.
+struct Keys {
+    all: Vec<Key>,
+    /// The one that signs.
+    signing: usize,
 }
 
 struct Key {
@@ -67,7 +76,7 @@ impl Issuer {
     /// # Errors
     /// When the key cannot be made.
     pub fn new(url: impl Into<String>) -> Result<Self, IssuerError> {
-        Ok(Self { url: url.into(), keys: RwLock::new(vec![Key::new()?]) })
+        Ok(Self { url: url.into(), keys: RwLock::new(Keys { all: vec![Key::new()?], signing: 0 }) })
     }
 
     /// Signs with a new key from now on; the old ones stay published.
@@ -75,12 +84,42 @@ impl Issuer {
     /// # Errors
     /// When the key cannot be made.
     pub fn rotate(&self) -> Result<(), IssuerError> {
-        let key = Key::new()?;
-        self.keys.write().unwrap_or_else(PoisonError::into_inner).push(key);
+        self.add_key()?;
+        self.sign_with_newest();
         Ok(())
     }
 
-    fn keys(&self) -> RwLockReadGuard<'_, Vec<Key>> {
+    /// Publishes a new key, which does not sign yet. Returns its id.
+    ///
+    /// # Errors
+    /// When the key cannot be made.
+    pub fn add_key(&self) -> Result<String, IssuerError> {
+        let key = Key::new()?;
+        let id = key.id.clone();
+        self.keys_to_change().all.push(key);
+        Ok(id)
+    }
+
+    /// Signs with the newest key from now on.
+    pub fn sign_with_newest(&self) {
+        let mut keys = self.keys_to_change();
+        keys.signing = keys.all.len().saturating_sub(1);
+    }
+
+    /// Knows no key any more but the one that signs.
+    pub fn drop_old_keys(&self) {
+        let mut keys = self.keys_to_change();
+        let signing = keys.signing;
+        keys.all.drain(..signing);
+        keys.all.truncate(1);
+        keys.signing = 0;
+    }
+
+    fn keys_to_change(&self) -> RwLockWriteGuard<'_, Keys> {
+        self.keys.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keys(&self) -> RwLockReadGuard<'_, Keys> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -96,7 +135,7 @@ impl Issuer {
     /// When the claims cannot be serialised.
     pub fn sign(&self, claims: &impl Serialize) -> Result<String, IssuerError> {
         let keys = self.keys();
-        let key = keys.last().ok_or(IssuerError::NoKey)?;
+        let key = keys.all.get(keys.signing).ok_or(IssuerError::NoKey)?;
         let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::RS256) };
         Ok(jsonwebtoken::encode(&header, claims, &key.signs)?)
     }
@@ -113,7 +152,7 @@ impl Issuer {
         validation.set_issuer(&[&self.url]);
         let id = jsonwebtoken::decode_header(token)?.kid;
         let keys = self.keys();
-        let key = keys.iter().find(|key| Some(&key.id) == id.as_ref()).ok_or(IssuerError::NoKey)?;
+        let key = keys.all.iter().find(|key| Some(&key.id) == id.as_ref()).ok_or(IssuerError::NoKey)?;
         Ok(jsonwebtoken::decode(token, &DecodingKey::from_jwk(&key.public)?, &validation)?.claims)
     }
 
@@ -132,7 +171,7 @@ impl Issuer {
     /// The key set.
     #[must_use]
     pub fn jwks(&self) -> Value {
-        json!({ "keys": self.keys().iter().map(|key| &key.public).collect::<Vec<_>>() })
+        json!({ "keys": self.keys().all.iter().map(|key| &key.public).collect::<Vec<_>>() })
     }
 }
 
@@ -146,6 +185,25 @@ mod tests {
         let token = ours.sign(&json!({ "iss": "https://a", "exp": 4_102_444_800_u64 })).unwrap();
         assert!(ours.verify(&token).is_ok());
         assert!(theirs.verify(&token).is_err());
+    }
+
+    #[test]
+    fn a_key_is_published_before_it_signs_and_after_until_it_is_dropped() {
+        let issuer = Issuer::new("https://a").unwrap();
+        let sign = || issuer.sign(&json!({ "iss": "https://a", "exp": 4_102_444_800_u64 })).unwrap();
+        let signed_by = |token: &str| jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
+        let published = || {
+            let keys = issuer.jwks()["keys"].as_array().unwrap().clone();
+            keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let (old, first) = (sign(), published().remove(0));
+        let second = issuer.add_key().unwrap();
+        assert_eq!((signed_by(&sign()), published()), (first.clone(), vec![first.clone(), second.clone()]));
+        issuer.sign_with_newest();
+        assert_eq!((signed_by(&sign()), published()), (second.clone(), vec![first, second.clone()]));
+        issuer.drop_old_keys();
+        assert_eq!((signed_by(&sign()), published()), (second.clone(), vec![second]));
+        assert!(issuer.verify(&old).is_err() && issuer.verify(&sign()).is_ok());
     }
 
     #[test]

@@ -21,3 +21,4 @@ pub mod s3;
 pub mod sandbox;
 pub mod sts;
 pub mod userns;
+pub mod web;

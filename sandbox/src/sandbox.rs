@@ -26,6 +26,7 @@ use crate::{
     },
     packages::{self, PackageError},
     sts::{IamError, Role},
+    web::Web,
 };
 
 pub use host::{Folders, HostPod};
@@ -54,6 +55,9 @@ pub const METADATA_V6: SocketAddr = SocketAddr::new(IpAddr::V6(METADATA_ADDRESS_
 /// Where STS, S3 and EC2 are.
 const AWS: [IpAddr; 3] = [IpAddr::V4(STS_ADDRESS), IpAddr::V4(S3_ADDRESS), IpAddr::V4(EC2_ADDRESS)];
 const AWS_V6: [IpAddr; 3] = [IpAddr::V6(STS_ADDRESS_V6), IpAddr::V6(S3_ADDRESS_V6), IpAddr::V6(EC2_ADDRESS_V6)];
+
+/// The folder of the issuer's web host.
+const WEB: &str = "web";
 
 /// What the system's programs trust, on Debian and Ubuntu.
 const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -112,12 +116,31 @@ impl Sandbox {
         families: Families,
         progress: &mut dyn FnMut(&str),
     ) -> Result<Self, SandboxError> {
+        Self::with(shape, families, None, progress)
+    }
+
+    /// The same with an issuer of this URL, whose documents are where everybody reads them once they are put into
+    /// [`Sandbox::web_root`].
+    ///
+    /// # Errors
+    /// In one line, what is missing or failed.
+    pub fn with_issuer(shape: PodNetwork, issuer: &str, progress: &mut dyn FnMut(&str)) -> Result<Self, SandboxError> {
+        Self::with(shape, Families::V4, Some(issuer), progress)
+    }
+
+    fn with(
+        shape: PodNetwork,
+        families: Families,
+        issuer: Option<&str>,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Self, SandboxError> {
         packages::require_root()?;
         packages::ensure(&packages::NETWORK, progress)?;
         let network = Network::with_families(shape, families)?;
-        let cloud = Cloud::start(network.outside(), families)?;
-        cloud.sts.put_oidc_provider(ACCOUNT, cloud.issuer.url(), &[AUDIENCE])?;
         let directory = tempfile::Builder::new().prefix("kube2irsa-sandbox-").tempdir()?;
+        let published = issuer.map(|issuer| (issuer, Web::new(directory.path().join(WEB))));
+        let cloud = Cloud::start_with(network.outside(), families, published)?;
+        cloud.sts.put_oidc_provider(ACCOUNT, cloud.issuer.url(), &[AUDIENCE])?;
         fs::create_dir(directory.path().join("home"))?;
         let (daemon_uid, cgroups) = (String::new(), OnceLock::new());
         let mut sandbox = Self { cloud, network, directory, next_address: AtomicU8::new(10), daemon_uid, cgroups };
@@ -148,10 +171,19 @@ impl Sandbox {
             kubernetes.grant(DAEMON_USER, grant);
         }
         kubernetes.grant_group("system:nodes", Grant::new(&["request-serviceaccounts-token-audience"], AUDIENCE));
+        self.renew_kubeconfig()?;
+        Ok(uid)
+    }
+
+    /// Writes the daemon's kubeconfig, with a token that is signed by the key of now.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn renew_kubeconfig(&self) -> Result<(), SandboxError> {
+        let kubernetes = &self.cloud.kubernetes;
         let token = kubernetes.service_account_token(DAEMON, DAEMON, Some(DAEMON_POD)).unwrap_or_default();
         let kubeconfig = kubernetes.kubeconfig(&self.cloud.api_url(), self.cloud.ca_pem(), &token);
-        fs::write(self.kubeconfig(), kubeconfig)?;
-        Ok(uid)
+        Ok(fs::write(self.kubeconfig(), kubeconfig)?)
     }
 
     /// The namespace of what is outside of the node.
@@ -176,6 +208,12 @@ impl Sandbox {
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// What the issuer's web host has at its root, where it has one ([`Sandbox::with_issuer`]).
+    #[must_use]
+    pub fn web_root(&self) -> PathBuf {
+        self.directory.path().join(WEB)
     }
 
     /// The daemon's kubeconfig.

@@ -53,6 +53,20 @@ impl Cluster {
     /// # Errors
     /// When the kubeconfig, or what it names, cannot be used.
     pub async fn connect(args: &ClusterArgs) -> Result<Self, OperatorError> {
+        Self::of(Self::config(args).await?)
+    }
+
+    /// One of its API servers, at `url` and not where the kubeconfig says.
+    ///
+    /// # Errors
+    /// As [`Cluster::connect`].
+    pub async fn connect_to(args: &ClusterArgs, url: http::Uri) -> Result<Self, OperatorError> {
+        let mut config = Self::config(args).await?;
+        config.cluster_url = url;
+        Self::of(config)
+    }
+
+    async fn config(args: &ClusterArgs) -> Result<kube::Config, OperatorError> {
         let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
         let config = match &args.kubeconfig {
             Some(file) => {
@@ -62,15 +76,14 @@ impl Cluster {
             }
             None => kube::Config::from_kubeconfig(&options).await,
         };
-        let config = match config {
-            Ok(config) => config,
+        match config {
+            Ok(config) => Ok(config),
             // On a node, in a pod.
             Err(_) if args.kubeconfig.is_none() && args.context.is_none() && in_a_pod() => {
-                kube::Config::incluster().map_err(|error| OperatorError::Unavailable(error.to_string()))?
+                kube::Config::incluster().map_err(|error| OperatorError::Unavailable(error.to_string()))
             }
-            Err(error) => return Err(OperatorError::usage(format!("--kubeconfig, --context: {error}"))),
-        };
-        Self::of(config)
+            Err(error) => Err(OperatorError::usage(format!("--kubeconfig, --context: {error}"))),
+        }
     }
 
     fn of(mut config: kube::Config) -> Result<Self, OperatorError> {

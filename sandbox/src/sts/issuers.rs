@@ -1,28 +1,44 @@
 //! The issuers' documents, fetched from the issuers themselves over TLS: discovery, then the key set.
 //!
-//! Keys are kept, as STS keeps them, and fetched again when a token names one that is not among them.
+//! Keys are kept, as STS keeps them, and fetched again when a token names one that is not among them. No redirect is followed.
+//!
+//! Limits: five seconds for a document ([STS's knowledge centre][kc]); at least one key, and at most a hundred of each kind ([IAM
+//! user guide][oidc]).
+//!
+//! [kc]: https://repost.aws/knowledge-center/iam-sts-invalididentitytoken
+//! [oidc]: https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_providers_create_oidc.html
 
 use std::{
     collections::HashMap,
     error::Error,
     io,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{
+        Client,
+        connect::{
+            HttpConnector,
+            dns::{GaiResolver, Name},
+        },
+    },
     rt::TokioExecutor,
 };
 use rustls::ClientConfig;
 use serde::{Deserialize, de::DeserializeOwned};
+use tower_service::Service;
 
 use super::{
     answers::Refusal,
@@ -34,7 +50,36 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The largest document that is read.
 const LARGEST: usize = 1024 * 1024;
 
-type HttpsClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+/// Keys of one kind that are taken of an issuer.
+const MOST_KEYS: usize = 100;
+
+type HttpsClient = Client<HttpsConnector<HttpConnector<Names>>, Empty<Bytes>>;
+
+/// Resolves the names that it was given, and else as the system does.
+#[derive(Clone)]
+struct Names {
+    own: Arc<HashMap<String, IpAddr>>,
+    system: GaiResolver,
+}
+
+impl Service<Name> for Names {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.system.poll_ready(context)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        if let Some(address) = self.own.get(name.as_str()) {
+            // The port is put in by who connects.
+            return Box::pin(std::future::ready(Ok(vec![SocketAddr::new(*address, 0)].into_iter())));
+        }
+        let found = self.system.call(name);
+        Box::pin(async move { Ok(found.await?.collect::<Vec<_>>().into_iter()) })
+    }
+}
 
 /// What can be said of any issuer.
 pub(super) struct Issuers {
@@ -59,9 +104,13 @@ struct KeySet {
 }
 
 impl Issuers {
-    /// Fetches with this TLS trust, and never without TLS.
-    pub(super) fn new(trust: ClientConfig) -> Self {
-        let connector = HttpsConnectorBuilder::new().with_tls_config(trust).https_only().enable_http1().build();
+    /// Fetches with this TLS trust, and never without TLS; `names` are resolved to these addresses.
+    pub(super) fn new(trust: ClientConfig, names: HashMap<String, IpAddr>) -> Self {
+        let names = Names { own: Arc::new(names), system: GaiResolver::new() };
+        let mut plain = HttpConnector::new_with_resolver(names);
+        plain.enforce_http(false);
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(trust).https_only().enable_http1().wrap_connector(plain);
         Self {
             client: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector),
             keys: Mutex::default(),
@@ -107,6 +156,10 @@ impl Issuers {
             return Err(no_key());
         }
         let set: KeySet = self.get(&discovery.jwks_uri).await?;
+        let count = |kind: &str| set.keys.iter().filter(|key| key["kty"] == kind).count();
+        if set.keys.is_empty() || count("RSA") > MOST_KEYS || count("EC") > MOST_KEYS {
+            return Err(no_key());
+        }
         // A key of a kind that is not known is no reason to refuse the others.
         Ok(set.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok()).collect())
     }

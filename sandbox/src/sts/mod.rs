@@ -23,6 +23,7 @@ mod web_identity;
 use std::{
     collections::HashMap,
     fmt, io,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -138,9 +139,15 @@ impl Sts {
     /// A service without roles that trusts `trust` when it fetches issuers' documents.
     #[must_use]
     pub fn new(trust: ClientConfig) -> Self {
+        Self::resolving(trust, [])
+    }
+
+    /// The same, which resolves these names by itself: what is outside has no DNS.
+    #[must_use]
+    pub fn resolving(trust: ClientConfig, names: impl IntoIterator<Item = (String, IpAddr)>) -> Self {
         Self(Arc::new(Inner {
             accounts: Mutex::default(),
-            issuers: Issuers::new(trust),
+            issuers: Issuers::new(trust, names.into_iter().collect()),
             faults: Faults::default(),
             max_life: Mutex::default(),
             calls: Mutex::default(),

@@ -36,7 +36,7 @@ async fn keys_are_fetched_once_and_again_for_a_new_key() {
     // The issuer's key is rotated.
     let rotated = Issuer::new(world.issuer.url()).unwrap();
     *world.documents.lock().unwrap() =
-        Documents { status: StatusCode::OK, discovery: rotated.discovery(), jwks: rotated.jwks() };
+        Documents { discovery: rotated.discovery(), jwks: rotated.jwks(), status: StatusCode::OK, redirect: None };
     assert_eq!(world.assume(&rotated.sign(&world.claims()).unwrap(), &[]).await.status, 200);
     assert_eq!(world.sts.issuer_fetches(), 2);
     // The old one is gone with it.
@@ -74,6 +74,29 @@ async fn documents_that_do_not_say_what_they_must_yield_no_key() {
     for change in changes {
         with_documents(change).await.refuses(400, "InvalidIdentityToken", NO_KEY);
     }
+}
+
+#[tokio::test]
+async fn more_than_a_hundred_keys_of_a_kind_or_none_yield_no_key() {
+    let with = async |others: usize| {
+        with_documents(|documents| {
+            let keys = documents.jwks["keys"].as_array_mut().unwrap();
+            let other = |number: usize| json!({ "kty": "RSA", "kid": number.to_string(), "n": "AQAB", "e": "AQAB" });
+            keys.extend((0..others).map(other));
+        })
+        .await
+    };
+    assert_eq!(with(99).await.status, 200);
+    with(100).await.refuses(400, "InvalidIdentityToken", NO_KEY);
+    with_documents(|documents| documents.jwks["keys"] = json!([])).await.refuses(400, "InvalidIdentityToken", NO_KEY);
+}
+
+#[tokio::test]
+async fn no_redirect_of_an_issuers_is_followed() {
+    let world = World::new().await;
+    let elsewhere = format!("{}/elsewhere", world.issuer.url());
+    world.documents.lock().unwrap().redirect = Some(elsewhere);
+    world.assume(&world.token(), &[]).await.refuses(400, "InvalidIdentityToken", NO_KEY);
 }
 
 #[tokio::test]

@@ -43,6 +43,8 @@ pub(crate) const ACTION: &str = "AssumeRoleWithWebIdentity";
 #[derive(Clone)]
 pub(crate) struct Documents {
     pub(crate) status: StatusCode,
+    /// Where the documents are said to have moved, and are.
+    pub(crate) redirect: Option<String>,
     pub(crate) discovery: Value,
     pub(crate) jwks: Value,
 }
@@ -100,14 +102,20 @@ impl World {
         let ca = Arc::new(Ca::new().unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let issuer = Issuer::new(format!("https://{}", listener.local_addr().unwrap())).unwrap();
-        let documents = Documents { status: StatusCode::OK, discovery: issuer.discovery(), jwks: issuer.jwks() };
+        let documents =
+            Documents { status: StatusCode::OK, redirect: None, discovery: issuer.discovery(), jwks: issuer.jwks() };
         let documents = Arc::new(Mutex::new(documents));
         let serve = Arc::clone(&documents);
         let tls = other.as_ref().unwrap_or(&ca).server(&["127.0.0.1"]).unwrap();
         let issuer_server = Server::start(listener, Some(tls), move |request, _| {
             let documents = serve.lock().unwrap().clone();
             async move {
-                let (status, body) = match request.uri().path() {
+                let path = request.uri().path();
+                if let Some(to) = documents.redirect.as_ref().filter(|_| !path.starts_with("/elsewhere")) {
+                    let moved = Response::builder().status(StatusCode::FOUND).header("location", format!("{to}{path}"));
+                    return moved.body(full("")).unwrap();
+                }
+                let (status, body) = match path.trim_start_matches("/elsewhere") {
                     DISCOVERY_PATH => (documents.status, documents.discovery.to_string()),
                     JWKS_PATH => (documents.status, documents.jwks.to_string()),
                     _ => (StatusCode::NOT_FOUND, String::new()),
