@@ -7,8 +7,12 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod cluster;
+mod trust_policy;
 
-pub use self::cluster::ClusterArgs;
+pub use self::{
+    cluster::ClusterArgs,
+    trust_policy::{PolicyFormat, TrustPolicyArgs},
+};
 
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
 #[derive(Debug, Parser)]
@@ -53,6 +57,11 @@ pub enum Command {
     /// step fails, 69 if no daemon answers.
     #[command(args_override_self = true)]
     Explain(ExplainArgs),
+    /// Write the trust policies of the roles that service accounts ask for, and the IAM OIDC providers that they need; say whom a
+    /// trust policy admits (--check); add an issuer to one, or take one out. Exit code 1 if something is to be done, 69 if the
+    /// cluster cannot be asked.
+    #[command(args_override_self = true)]
+    TrustPolicy(Box<TrustPolicyArgs>),
     /// Print a script by which a shell completes our commands and flags.
     Completions {
         /// Which shell.

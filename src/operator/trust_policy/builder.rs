@@ -134,7 +134,7 @@ pub struct Roles(BTreeMap<RoleArn, RoleTrust>);
 impl Roles {
     /// Adds all roles that a service account asks for. `audience` is that of tokens of which nothing else is said.
     pub fn add(&mut self, namespace: &Namespace, name: &ServiceAccountName, wishes: &Wishes, audience: &str) {
-        for wish in std::iter::once(&wishes.main).chain(wishes.additional.iter().map(|(_, wish)| wish)) {
+        for wish in wishes.all() {
             self.add_wish(namespace, name, wish, audience);
         }
     }
