@@ -99,7 +99,9 @@ pub struct Cloud {
     pub agent: Agent,
     /// Who signs service account tokens.
     pub issuer: Arc<Issuer>,
-    ca: Ca,
+    /// All issuers whose documents AWS finds, on one host.
+    published: Published,
+    ca: Arc<Ca>,
     outside: Namespace,
     api_tls: Arc<ServerConfig>,
     api: Mutex<Option<Server>>,
@@ -114,12 +116,33 @@ impl Cloud {
     /// # Errors
     /// When a key cannot be made or a server cannot listen.
     pub fn start(outside: &Namespace, families: Families) -> Result<Self, CloudError> {
-        let ca = Ca::new()?;
-        let issuer = Arc::new(Issuer::new(format!("https://{OIDC_ADDRESS}"))?);
-        let kubernetes = Kubernetes::new(Arc::clone(&issuer));
+        let ca = Arc::new(Ca::new()?);
         let sts = Sts::new(ca.client()?);
         let s3 = S3::new(REGION, sts.clone());
         s3.put_object(BUCKET, "greeting", "Hello from the sandbox.\n");
+        let issuer = Issuer::new(format!("https://{OIDC_ADDRESS}"))?;
+        Self::with(outside, families, (ca, sts, s3, Published::default()), issuer)
+    }
+
+    /// The same AWS as that of `first`, seen from another node's outside, and another Kubernetes, whose issuer is known by `path` on
+    /// the same host. What AWS knows and does is one; of this issuer its accounts know nothing yet.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_beside(first: &Self, outside: &Namespace, families: Families, path: &str) -> Result<Self, CloudError> {
+        let aws = (Arc::clone(&first.ca), first.sts.clone(), first.s3.clone(), first.published.clone());
+        Self::with(outside, families, aws, Issuer::new(format!("https://{OIDC_ADDRESS}/{path}"))?)
+    }
+
+    fn with(
+        outside: &Namespace,
+        families: Families,
+        (ca, sts, s3, published): (Arc<Ca>, Sts, S3, Published),
+        issuer: Issuer,
+    ) -> Result<Self, CloudError> {
+        let issuer = Arc::new(issuer);
+        published.add(Arc::clone(&issuer));
+        let kubernetes = Kubernetes::new(Arc::clone(&issuer));
         let ec2 = Ec2::new(REGION, ACCOUNT, sts.clone());
         ec2.put_instance(Instance {
             id: INSTANCE_ID.to_owned(),
@@ -145,6 +168,7 @@ impl Cloud {
             imds,
             agent,
             issuer,
+            published,
             ca,
             outside: outside.clone(),
             api: Mutex::default(),
@@ -168,6 +192,11 @@ impl Cloud {
     /// When the certificate cannot be made.
     pub fn server_pem(&self, names: &[&str]) -> Result<(String, String), CloudError> {
         Ok(self.ca.server_pem(names)?)
+    }
+
+    /// The documents of one more issuer (no slash at the end of its URL, which is of this host) are found from now on.
+    pub fn publish(&self, issuer: Arc<Issuer>) {
+        self.published.add(issuer);
     }
 
     /// The Kubernetes API's URL.
@@ -240,10 +269,10 @@ impl Cloud {
                 async move { ec2.handle(request).await }
             },
         )?;
-        let issuer = Arc::clone(&self.issuer);
+        let published = self.published.clone();
         let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);
         self.serve_all(&[OIDC_ADDRESS.into()], 443, tls.as_ref(), move |request, _| {
-            std::future::ready(document(&issuer, request.uri().path()))
+            std::future::ready(published.document(request.uri().path()))
         })?;
         let imds = self.imds.clone();
         let addresses = with_v6(&[METADATA_ADDRESS.into()], METADATA_ADDRESS_V6.into());
@@ -302,17 +331,30 @@ impl Drop for Cloud {
     }
 }
 
-/// The issuer's two documents, as anybody on the Internet may read them.
-fn document(issuer: &Issuer, path: &str) -> Response<Body> {
-    let document = match path {
-        DISCOVERY_PATH => Some(issuer.discovery()),
-        JWKS_PATH => Some(issuer.jwks()),
-        _ => None,
-    };
-    let mut response = Response::new(full(document.as_ref().map(ToString::to_string).unwrap_or_default()));
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-    if document.is_none() {
-        *response.status_mut() = StatusCode::NOT_FOUND;
+/// The documents of issuers, as anybody on the Internet may read them. Clones are the same.
+#[derive(Clone, Debug, Default)]
+struct Published(Arc<Mutex<Vec<Arc<Issuer>>>>);
+
+impl Published {
+    fn add(&self, issuer: Arc<Issuer>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(issuer);
     }
-    response
+
+    /// One of an issuer's two documents, below the path of its URL.
+    fn document(&self, path: &str) -> Response<Body> {
+        let host = format!("https://{OIDC_ADDRESS}");
+        let issuers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let document =
+            issuers.iter().find_map(|issuer| match path.strip_prefix(issuer.url().strip_prefix(&host)?)? {
+                DISCOVERY_PATH => Some(issuer.discovery()),
+                JWKS_PATH => Some(issuer.jwks()),
+                _ => None,
+            });
+        let mut response = Response::new(full(document.as_ref().map(ToString::to_string).unwrap_or_default()));
+        response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+        if document.is_none() {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+        }
+        response
+    }
 }

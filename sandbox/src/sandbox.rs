@@ -117,6 +117,21 @@ impl Sandbox {
         let network = Network::with_families(shape, families)?;
         let cloud = Cloud::start(network.outside(), families)?;
         cloud.sts.put_oidc_provider(ACCOUNT, cloud.issuer.url(), &[AUDIENCE])?;
+        Self::of(network, cloud)
+    }
+
+    /// Another cluster of one node in the same AWS, IPv4 only, whose issuer ends with `path`: its own network, Kubernetes API,
+    /// keys and daemon. No account knows its issuer yet.
+    ///
+    /// # Errors
+    /// As [`Sandbox::new`].
+    pub fn beside(&self, shape: PodNetwork, path: &str) -> Result<Self, SandboxError> {
+        let network = Network::with_families(shape, Families::V4)?;
+        let cloud = Cloud::start_beside(&self.cloud, network.outside(), Families::V4, path)?;
+        Self::of(network, cloud)
+    }
+
+    fn of(network: Network, cloud: Cloud) -> Result<Self, SandboxError> {
         let directory = tempfile::Builder::new().prefix("kube2irsa-sandbox-").tempdir()?;
         fs::create_dir(directory.path().join("home"))?;
         let (daemon_uid, cgroups) = (String::new(), OnceLock::new());

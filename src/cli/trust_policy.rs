@@ -40,6 +40,14 @@ pub struct TrustPolicyArgs {
     #[arg(long, value_name = "URL")]
     pub issuer: Vec<String>,
 
+    /// The role is a target: it is assumed from this first role; can be repeated, for a first role of each cluster. Needs --role.
+    #[arg(long, value_name = "ARN|NAME", requires = "role", conflicts_with_all = ["all", "service_account", "issuer", "check"])]
+    pub from: Vec<String>,
+
+    /// With --from: the external id with which the role is assumed.
+    #[arg(long, value_name = "ID", requires = "from")]
+    pub external_id: Option<String>,
+
     /// The account of roles that are named without ARN.
     #[arg(long, value_name = "ID")]
     pub account: Option<String>,

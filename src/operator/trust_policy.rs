@@ -53,6 +53,8 @@ struct Ask<'a> {
     named: Vec<(Namespace, ServiceAccountName)>,
     globs: Vec<Subject>,
     role: Option<RoleArn>,
+    /// The first roles of a target.
+    from: Vec<RoleArn>,
     issuers: Vec<Issuer>,
     keys: Keys,
 }
@@ -116,17 +118,8 @@ impl<'a> Ask<'a> {
         if let Some(account) = &args.account {
             keys.take_plain_names_for(PlainNames::Of { partition: args.partition.clone(), account: account.clone() });
         }
-        let role = args.role.as_deref().and_then(|text| match (role(text, args), &args.account) {
-            (Some(role), _) => Some(role),
-            (None, None) if !text.contains(':') => {
-                errors.push(format!("--role {text:?}: of which account? --account says so, or an ARN"));
-                None
-            }
-            (None, _) => {
-                errors.push(format!("--role {text:?}: is neither the ARN nor the name of a role"));
-                None
-            }
-        });
+        let role = args.role.as_deref().and_then(|text| role("--role", text, args, &mut errors));
+        let from = args.from.iter().filter_map(|text| self::role("--from", text, args, &mut errors)).collect();
         let issuers = args.issuer.iter().filter_map(|text| issuer("--issuer", text, &mut errors)).collect::<Vec<_>>();
         if args.check.is_none() {
             if named.is_empty() && globs.is_empty() && !args.all && errors.is_empty() {
@@ -137,7 +130,7 @@ impl<'a> Ask<'a> {
             }
         }
         match errors.is_empty() {
-            true => Ok(Self { args, named, globs, role, issuers: unique(issuers), keys }),
+            true => Ok(Self { args, named, globs, role, from, issuers: unique(issuers), keys }),
             false => Err(ConfigErrors(errors).into()),
         }
     }
@@ -145,7 +138,7 @@ impl<'a> Ask<'a> {
     async fn write(&self, out: &mut dyn Write) -> Result<Verdict, OperatorError> {
         let mut findings = Vec::new();
         let reads_accounts = self.args.all || (self.role.is_none() && !self.named.is_empty());
-        let cluster = match reads_accounts || self.issuers.is_empty() {
+        let cluster = match reads_accounts || (self.issuers.is_empty() && self.from.is_empty()) {
             true => Some(Cluster::connect(&self.args.cluster).await?),
             false => None,
         };
@@ -173,7 +166,17 @@ impl<'a> Ask<'a> {
         }
         if let Some(role) = &self.role {
             let trust = roles.of(role);
-            let named = self.named.iter().map(|(namespace, name)| Subject::of(namespace, name));
+            for (from, (namespace, name)) in
+                self.from.iter().flat_map(|from| self.named.iter().map(move |it| (from, it)))
+            {
+                let external_id = self.args.external_id.clone();
+                trust.admit_by_way_of(
+                    Hop { from: from.clone(), external_id, namespace: namespace.clone() },
+                    name.clone(),
+                );
+            }
+            let named = self.named.iter().filter(|_| self.from.is_empty());
+            let named = named.map(|(namespace, name)| Subject::of(namespace, name));
             named.chain(self.globs.iter().cloned()).for_each(|subject| trust.admit(subject, &self.args.audience));
         }
         for glob in self.globs.iter().filter(|glob| glob.is_glob()) {
@@ -317,11 +320,11 @@ fn too_long(role: &str, policy: &TrustPolicy, quota: usize) -> Option<String> {
     let characters = policy.characters();
     (characters > quota).then(|| {
         format!(
-            "{role}: its trust policy has {characters} characters, and IAM takes {quota}. One of these:\n\
-             - one trust relation for many: let the clusters trust a first role, and annotate kube2irsa.io/target-role-arn for the \
-             second hop to this one, whose policy then names the first alone (docs/roles.md);\n\
+            "{role}: its trust policy has {characters} characters, and IAM takes {quota}. Do one of these:\n\
+             - one trust relation for many clusters: a first role in each (eks.amazonaws.com/role-arn), whose policy is of that \
+             cluster's issuer alone, and this one as kube2irsa.io/target-role-arn; its policy then names the first roles (--from);\n\
              - a role for each group of clusters;\n\
-             - a higher quota, \"Role trust policy length\" of IAM in Service Quotas, up to 4096 at least (--quota)."
+             - a higher quota, \"Role trust policy length\" of IAM in Service Quotas, of 4096 say (--quota)."
         )
     })
 }
@@ -333,9 +336,13 @@ fn service_account(text: &str) -> Option<(Namespace, ServiceAccountName)> {
 }
 
 /// A role's ARN, or its name in the account that was named.
-fn role(text: &str, args: &TrustPolicyArgs) -> Option<RoleArn> {
-    let named = || args.account.as_ref().map(|account| format!("arn:{}:iam::{account}:role/{text}", args.partition));
-    text.parse().ok().or_else(|| named().filter(|_| !text.contains(':'))?.parse().ok())
+fn role(flag: &str, text: &str, args: &TrustPolicyArgs, errors: &mut Vec<String>) -> Option<RoleArn> {
+    let role = match &args.account {
+        Some(account) if !text.contains(':') => format!("arn:{}:iam::{account}:role/{text}", args.partition).parse(),
+        _ => text.parse(),
+    };
+    let hint = if text.contains(':') || args.account.is_some() { "" } else { "; of a name, --account says whose" };
+    role.map_err(|error| errors.push(format!("{flag} {error}{hint}"))).ok()
 }
 
 fn issuer(flag: &str, text: &str, errors: &mut Vec<String>) -> Option<Issuer> {

@@ -77,9 +77,17 @@ impl RoleTrust {
         let tokens = issuers.iter().flat_map(|issuer| {
             self.subjects.iter().map(move |(audience, subjects)| self.of_tokens(issuer, audience, subjects))
         });
+        // First roles of which the same is said stand side by side.
+        let mut hops = BTreeMap::<_, BTreeSet<&RoleArn>>::new();
+        for (hop, accounts) in &self.hops {
+            hops.entry((&hop.external_id, &hop.namespace, accounts)).or_default().insert(&hop.from);
+        }
         let first_roles = self.hops.keys().map(|hop| &hop.from).collect::<BTreeSet<_>>();
-        let hops = self.hops.iter().map(|(hop, accounts)| of_hop(hop, accounts));
-        let tags = first_roles.into_iter().map(|role| allow("AWS", role.as_str(), TAG_SESSION, None));
+        let hops = hops.into_iter().map(|((external_id, namespace, accounts), roles)| {
+            allow("AWS", arns(&roles), ASSUME_ROLE, Some(of_hop(external_id.as_deref(), namespace, accounts)))
+        });
+        // Apart: whether the right to tag knows of an external id is not documented.
+        let tags = (!first_roles.is_empty()).then(|| allow("AWS", arns(&first_roles), TAG_SESSION, None));
         let statements = tokens.chain(hops).chain(tags).collect::<Vec<_>>();
         (!statements.is_empty()).then(|| TrustPolicy::of(statements))
     }
@@ -103,27 +111,27 @@ impl RoleTrust {
             false => Json::object([("StringEquals", Json::object([subject, audience]))]),
             true => Json::object([("StringLike", Json::object([subject])), ("StringEquals", Json::object([audience]))]),
         };
-        allow("Federated", &issuer.provider_arn(&self.role), WEB_IDENTITY, Some(condition))
+        allow("Federated", issuer.provider_arn(&self.role).into(), WEB_IDENTITY, Some(condition))
     }
 }
 
-fn of_hop(hop: &Hop, accounts: &BTreeSet<ServiceAccountName>) -> Json {
+/// The condition of a second hop.
+fn of_hop(external_id: Option<&str>, namespace: &Namespace, accounts: &BTreeSet<ServiceAccountName>) -> Json {
     let tags = [
-        (NAMESPACE_TAG, hop.namespace.as_str().into()),
+        (NAMESPACE_TAG, namespace.as_str().into()),
         (SERVICE_ACCOUNT_TAG, Json::one_or_many(accounts.iter().map(ServiceAccountName::as_str))),
     ];
-    let external_id = hop.external_id.as_deref().map(|id| (EXTERNAL_ID, id.into()));
-    let condition = Json::object([("StringEquals", Json::object(external_id.into_iter().chain(tags)))]);
-    // Not together with TagSession: whether that knows of an external id is not documented.
-    allow("AWS", hop.from.as_str(), ASSUME_ROLE, Some(condition))
+    let external_id = external_id.map(|id| (EXTERNAL_ID, id.into()));
+    Json::object([("StringEquals", Json::object(external_id.into_iter().chain(tags)))])
 }
 
-fn allow(kind: &str, principal: &str, action: &str, condition: Option<Json>) -> Json {
-    let statement = [
-        ("Effect", "Allow".into()),
-        ("Principal", Json::object([(kind, principal.into())])),
-        ("Action", action.into()),
-    ];
+fn arns(roles: &BTreeSet<&RoleArn>) -> Json {
+    Json::one_or_many(roles.iter().map(|role| role.as_str()))
+}
+
+fn allow(kind: &str, principals: Json, action: &str, condition: Option<Json>) -> Json {
+    let statement =
+        [("Effect", "Allow".into()), ("Principal", Json::object([(kind, principals)])), ("Action", action.into())];
     Json::object(statement.into_iter().chain(condition.map(|condition| ("Condition", condition))))
 }
 

@@ -119,6 +119,24 @@ fn a_target_admits_the_first_role_with_the_external_id_and_the_tags_of_those_who
 }
 
 #[test]
+fn twelve_first_roles_of_the_same_service_account_fit() {
+    let mut trust = RoleTrust::new("arn:aws:iam::444455556666:role/reader".parse().unwrap());
+    let first_roles = (10..22).map(|n| format!("arn:aws:iam::111122223333:role/cluster-{n}"));
+    let first_roles = first_roles.collect::<Vec<_>>();
+    for from in &first_roles {
+        let external_id = Some("team-a".to_owned());
+        let hop = Hop { from: from.parse().unwrap(), external_id, namespace: "team-a".into() };
+        trust.admit_by_way_of(hop, "web".into());
+    }
+    let policy = trust.policy(&[]).unwrap();
+    let written = serde_json::to_value(&policy).unwrap();
+    assert_eq!(written["Statement"].as_array().unwrap().len(), 2);
+    assert_eq!(written["Statement"][0]["Principal"]["AWS"], json!(first_roles));
+    assert_eq!(written["Statement"][1]["Principal"]["AWS"], json!(first_roles));
+    assert!(policy.characters() <= 2048, "{}", policy.characters());
+}
+
+#[test]
 fn white_space_does_not_count() {
     let roles = roles(&[("team-a/web", &[("eks.amazonaws.com/role-arn", WEB)])]);
     let policy = roles.iter().next().unwrap().policy(&issuers(&[BLUE])).unwrap();
