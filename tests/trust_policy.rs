@@ -353,3 +353,73 @@ fn what_cannot_be_done_is_said_with_its_exit_code() {
     let all_said = ["team-a/web", "--role", WEB, "--issuer", "https://oidc.example.com"];
     assert_eq!(run(&sandbox, &all_said).status.code(), Some(0));
 }
+
+/// What people read is what they get: the pages' commands are run, and their output compared.
+#[test]
+fn the_pages_show_what_is_printed() {
+    let sandbox = sandbox();
+    let web = ("eks.amazonaws.com/role-arn", "arn:aws:iam::111122223333:role/web");
+    for (namespace, name, annotations) in
+        [("team-a", "web", &[web][..]), ("team-a", "default", &[]), ("team-b", "web", &[web])]
+    {
+        sandbox.annotate(namespace, name, annotations);
+    }
+    let by_hand = json!({ "Version": "2012-10-17", "Statement": [{
+        "Sid": "Web",
+        "Effect": "Allow",
+        "Principal": {"Federated": "arn:aws:iam::111122223333:oidc-provider/oidc.example.com/blue"},
+        "Action": "sts:AssumeRoleWithWebIdentity",
+        "Condition": {"StringLike": {"oidc.example.com/blue:sub": "system:serviceaccount:team-a:*"}},
+    }]});
+    std::fs::write(sandbox.directory().join("written-by-hand.json"), in_order(&by_hand)).unwrap();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = daemon_binary().parent().unwrap().to_str().unwrap();
+    let mut shown = 0;
+    for page in ["docs/trust-policy.md", "docs/multi-cluster.md"] {
+        let page = std::fs::read_to_string(root.join(page)).unwrap();
+        for block in page.split("```console\n$ ").skip(1).map(|block| block.split("```").next().unwrap()) {
+            let (command, output) = block.split_once('\n').unwrap();
+            let script = format!("exec 2>&1; cd {}; PATH={folder}:$PATH; {command}", sandbox.directory().display());
+            let shell = sandbox.on_node("sh").env("KUBECONFIG", sandbox.kubeconfig()).args(["-c", &script]);
+            let printed = text(&shell.output().unwrap().stdout);
+            assert!(printed == output, "{command}\n{printed}");
+            shown += 1;
+        }
+    }
+    assert_eq!(shown, 7);
+}
+
+/// The members of a statement as people write them.
+fn in_order(policy: &Value) -> String {
+    let statement = &policy["Statement"][0];
+    let members =
+        ["Sid", "Effect", "Principal", "Action", "Condition"].map(|name| format!("{name:?}: {}", statement[name]));
+    format!(r#"{{"Version": "2012-10-17", "Statement": [{{{}}}]}}"#, members.join(", "))
+}
+
+/// What else reads such files finds nothing wrong with them.
+#[test]
+#[ignore = "needs Python and PyPI: make test-trust-policy"]
+fn the_forms_are_taken_by_those_who_know_them() {
+    let sandbox = cluster();
+    let tools = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/trust-policy");
+    let install = format!(
+        "test -x {0}/bin/cfn-lint || (python3 -m venv {0} && {0}/bin/pip -q install cfn-lint==1.* python-hcl2==8.*)",
+        tools.display()
+    );
+    assert!(std::process::Command::new("sh").args(["-c", &install]).status().unwrap().success());
+    let written = |format: &str, name: &str| {
+        let file = sandbox.directory().join(name);
+        std::fs::write(&file, run(&sandbox, &["--all", "--format", format]).stdout).unwrap();
+        file
+    };
+    let template = written("cloudformation", "template.json");
+    let lint = std::process::Command::new(tools.join("bin/cfn-lint")).arg(template).output().unwrap();
+    assert!(lint.status.success(), "{}", text(&lint.stdout));
+    let terraform = written("terraform", "main.tf");
+    let parsed = std::process::Command::new(tools.join("bin/hcl2tojson")).arg(terraform).output().unwrap();
+    assert!(parsed.status.success(), "{}", text(&parsed.stderr));
+    let parsed = serde_json::from_slice::<Value>(&parsed.stdout).unwrap();
+    // Five roles, one that may assume another, and a provider in each account of a role that takes tokens.
+    assert_eq!(parsed["resource"].as_array().unwrap().len(), 5 + 1 + 3, "{parsed}");
+}

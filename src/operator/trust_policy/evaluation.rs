@@ -163,7 +163,8 @@ impl<'a> Statements<'a> {
         let allows = self.0.iter().filter(|statement| !statement.denies);
         let (mut tokens, mut warnings) = (Vec::new(), Vec::new());
         for statement in allows {
-            if statement.principals.everyone && statement.is_about(ASSUME_ROLE) && statement.conditions.is_empty() {
+            let admits = statement.is_about(ASSUME_ROLE) || statement.is_about(WEB_IDENTITY);
+            if statement.principals.everyone && admits && statement.conditions.is_empty() {
                 warnings.push(format!(
                     "{} has Principal * and no condition: everybody of every account may",
                     statement.name

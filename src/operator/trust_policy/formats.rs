@@ -45,6 +45,17 @@ struct Account<'a> {
     id: &'a str,
 }
 
+impl Account<'_> {
+    /// A name: that of the partition is in it unless it is the usual one.
+    fn named(self, what: &str, between: &str) -> String {
+        let partition = match self.partition {
+            "aws" => String::new(),
+            partition => partition.split('-').map(|word| format!("{between}{word}")).collect(),
+        };
+        format!("{what}{partition}{between}{}", self.id)
+    }
+}
+
 impl<'a> Plan<'a> {
     /// These roles' policies for tokens of these issuers, and perhaps the issuers' providers in the roles' accounts.
     pub fn new(roles: impl Iterator<Item = &'a RoleTrust>, issuers: &'a [Issuer], with_providers: bool) -> Self {
@@ -151,7 +162,7 @@ impl<'a> Plan<'a> {
     #[must_use]
     pub fn cloudformation(&self) -> Json {
         let (accounts, mut names) = (self.accounts(), Names::default());
-        let condition = |account: Account<'_>| format!("Account{}", account.id);
+        let condition = |account: Account<'_>| account.named("Account", "");
         let resource = |kind: &str, account, properties| {
             let of_account = (accounts.len() > 1).then(|| ("Condition", Json::from(condition(account))));
             let members = [("Type", Json::from(kind))].into_iter().chain(of_account);
@@ -178,8 +189,9 @@ impl<'a> Plan<'a> {
         }
         let conditions = (accounts.len() > 1).then(|| {
             let is = |account: &Account<'_>| {
-                let this = Json::object([("Ref", "AWS::AccountId".into())]);
-                let equals = Json::object([("Fn::Equals", Json::Array(vec![this, account.id.into()]))]);
+                let this = Json::object([("Fn::Sub", "${AWS::Partition}:${AWS::AccountId}".into())]);
+                let that = format!("{}:{}", account.partition, account.id).into();
+                let equals = Json::object([("Fn::Equals", Json::Array(vec![this, that]))]);
                 (condition(*account), equals)
             };
             ("Conditions", Json::object(accounts.iter().map(is)))
@@ -230,7 +242,7 @@ fn texts(texts: &[&str]) -> Json {
 }
 
 fn alias(account: Account<'_>) -> String {
-    format!("account_{}", account.id)
+    account.named("account", "_")
 }
 
 /// A string of HCL.

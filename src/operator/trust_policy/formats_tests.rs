@@ -94,7 +94,7 @@ fn of_several_accounts_each_resource_says_whose_it_is() {
     }
     assert_eq!(
         template["Conditions"]["Account444455556666"],
-        json!({ "Fn::Equals": [{"Ref": "AWS::AccountId"}, "444455556666"] })
+        json!({ "Fn::Equals": [{"Fn::Sub": "${AWS::Partition}:${AWS::AccountId}"}, "aws:444455556666"] })
     );
     let of = |name: &str| template["Resources"][name]["Condition"].clone();
     assert_eq!((of("RoleWeb"), of("RoleWebN2")), (json!("Account111122223333"), json!("Account444455556666")));
@@ -104,6 +104,13 @@ fn of_several_accounts_each_resource_says_whose_it_is() {
     assert_eq!(hub["Policies"][0]["PolicyDocument"]["Statement"][0]["Resource"], READER);
     let one = with_issuers(&one(), true, |plan| value(&plan.cloudformation()));
     assert_eq!((&one["Conditions"], &one["Resources"]["RoleWeb"]["Condition"]), (&Value::Null, &Value::Null));
+}
+
+#[test]
+fn an_account_of_another_partition_is_another() {
+    let account = |partition| Account { partition, id: "1" };
+    assert_eq!(["aws", "aws-us-gov"].map(|it| alias(account(it))), ["account_1", "account_aws_us_gov_1"]);
+    assert_eq!(account("aws-cn").named("Account", ""), "Accountawscn1");
 }
 
 #[test]
