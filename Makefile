@@ -11,7 +11,7 @@ CARGO_AUDITABLE_VERSION := 0.7.7
 # The time of all files of the image. Of no other target: what is built with it is built anew.
 image image-root test-image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
-.PHONY: help sandbox test docs test-clients clients manifests test-chart test-apiserver test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale image image-root test-image ci
+.PHONY: help sandbox test docs test-clients clients manifests test-chart test-apiserver test-trust-policy test-histories test-hostile test-upgrades test-starts test-flushes test-survival lint fmt deny bench bench-scale image image-root test-image ci
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-chart: ## Test the chart: rendered, on a real API server, and with the daem
 test-apiserver: ## Run the tests on a real API server, which is built once (root, Go 1.26; minutes at first)
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }
 	cargo test --locked --test apiserver --test contract -- --ignored
+
+test-trust-policy: ## Let cfn-lint and an HCL parser read what trust-policy writes (root, Python, PyPI)
+	cargo test --locked --test trust_policy -- --ignored
 
 test-histories: ## Try index and schedule under ten million random histories each, sockets under a hundred thousand (an hour)
 	cargo test --locked --lib ten_million_histories -- --ignored

@@ -8,10 +8,12 @@ use clap_complete::Shell;
 
 mod cluster;
 mod oidc;
+mod trust_policy;
 
 pub use self::{
     cluster::ClusterArgs,
     oidc::{OidcApiServerArgs, OidcArgs, OidcCheckArgs, OidcCommand, OidcExportArgs, OidcShowArgs},
+    trust_policy::{PolicyFormat, TrustPolicyArgs},
 };
 
 /// Gives every pod the IAM role of its own ServiceAccount, through the EC2 metadata service.
@@ -59,6 +61,11 @@ pub enum Command {
     Explain(ExplainArgs),
     /// The cluster's token issuer: as the API server has it, as files for a web host, and as AWS sees it.
     Oidc(OidcArgs),
+    /// Write the trust policies of the roles that service accounts ask for, and the IAM OIDC providers that they need; say whom a
+    /// trust policy admits (--check); add an issuer to one, or take one out. Exit code 1 if something is to be done, 69 if the
+    /// cluster cannot be asked.
+    #[command(args_override_self = true)]
+    TrustPolicy(Box<TrustPolicyArgs>),
     /// Print a script by which a shell completes our commands and flags.
     Completions {
         /// Which shell.

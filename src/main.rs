@@ -21,7 +21,7 @@ use kube2irsa::{
         check::{self, Expected},
     },
     memory,
-    operator::{OperatorError, Verdict, oidc},
+    operator::{OperatorError, Verdict, oidc, trust_policy},
     telemetry,
 };
 use tokio::{
@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         Command::Probe(args) => Ok(probe(&args)),
         Command::Explain(args) => explain(&args),
         Command::Oidc(args) => operator(async |out| oidc::run(&args, out).await),
+        Command::TrustPolicy(args) => operator(async |out| trust_policy::run(&args, out).await),
         Command::Completions { shell } => Ok(completions(shell)),
         Command::Man { directory } => Ok(manual(directory.as_deref())),
         Command::Rules { command: RulesCommand::Show } => Ok(show_rules()),
@@ -145,6 +146,32 @@ fn explained(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     Ok(if explanation.well { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
 }
 
+/// A command for the operator: with a runtime and TLS, and what it writes on standard output.
+fn operator<F>(command: F) -> Result<anyhow::Result<ExitCode>, ConfigErrors>
+where
+    F: AsyncFnOnce(&mut dyn io::Write) -> Result<Verdict, OperatorError>,
+{
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        return Ok(Ok(fail(FAILURE, "another TLS provider is installed")));
+    }
+    let runtime = match for_a_moment() {
+        Ok(runtime) => runtime,
+        Err(error) => return Ok(Err(error.into())),
+    };
+    let mut out = Vec::new();
+    let done = runtime.block_on(command(&mut out));
+    if let Err(error) = io::stdout().lock().write_all(&out) {
+        return Ok(Err(error.into()));
+    }
+    match done {
+        Ok(Verdict::Well) => Ok(Ok(ExitCode::SUCCESS)),
+        Ok(Verdict::Findings) => Ok(Ok(ExitCode::from(FAILURE))),
+        Err(OperatorError::Usage(errors)) => Err(errors),
+        Err(OperatorError::Unavailable(why)) => Ok(Ok(fail(UNAVAILABLE, &why))),
+        Err(OperatorError::Other(error)) => Ok(Err(error)),
+    }
+}
+
 fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "kube2irsa", &mut script);
@@ -206,32 +233,6 @@ fn remove_rules(removal: Removal) -> anyhow::Result<ExitCode> {
         tracing::warn!("{NOT_LOOKED_AT}: {tables}");
     }
     runtime.block_on(async { app::removal::stay(removal, told_to_stop()?).await }).map(|()| ExitCode::SUCCESS)
-}
-
-/// A command for the operator: with a runtime and TLS, and what it writes on standard output.
-fn operator<F>(command: F) -> Result<anyhow::Result<ExitCode>, ConfigErrors>
-where
-    F: AsyncFnOnce(&mut dyn io::Write) -> Result<Verdict, OperatorError>,
-{
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        return Ok(Ok(fail(FAILURE, "another TLS provider is installed")));
-    }
-    let runtime = match for_a_moment() {
-        Ok(runtime) => runtime,
-        Err(error) => return Ok(Err(error.into())),
-    };
-    let mut out = Vec::new();
-    let done = runtime.block_on(command(&mut out));
-    if let Err(error) = io::stdout().lock().write_all(&out) {
-        return Ok(Err(error.into()));
-    }
-    match done {
-        Ok(Verdict::Well) => Ok(Ok(ExitCode::SUCCESS)),
-        Ok(Verdict::Findings) => Ok(Ok(ExitCode::from(FAILURE))),
-        Err(OperatorError::Usage(errors)) => Err(errors),
-        Err(OperatorError::Unavailable(why)) => Ok(Ok(fail(UNAVAILABLE, &why))),
-        Err(OperatorError::Other(error)) => Ok(Err(error)),
-    }
 }
 
 fn for_a_moment() -> io::Result<runtime::Runtime> {

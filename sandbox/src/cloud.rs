@@ -100,7 +100,9 @@ pub struct Cloud {
     pub agent: Agent,
     /// Who signs service account tokens.
     pub issuer: Arc<Issuer>,
-    ca: Ca,
+    /// All issuers whose documents AWS finds, on one host.
+    published: Published,
+    ca: Arc<Ca>,
     outside: Namespace,
     api_tls: Arc<ServerConfig>,
     api: Mutex<Option<Server>>,
@@ -126,20 +128,42 @@ impl Cloud {
     pub fn start_with(
         outside: &Namespace,
         families: Families,
-        published: Option<(&str, Web)>,
+        elsewhere: Option<(&str, Web)>,
     ) -> Result<Self, CloudError> {
-        let ca = Ca::new()?;
+        let ca = Arc::new(Ca::new()?);
         let own = format!("https://{OIDC_ADDRESS}");
-        let issuer = Arc::new(Issuer::new(published.as_ref().map_or(own.as_str(), |(url, _)| url))?);
-        let kubernetes = Kubernetes::new(Arc::clone(&issuer));
+        let issuer = Issuer::new(elsewhere.as_ref().map_or(own.as_str(), |(url, _)| url))?;
         let web =
-            published.map(|(url, web)| (url.parse::<Uri>().ok().and_then(|url| url.host().map(str::to_owned)), web));
+            elsewhere.map(|(url, web)| (url.parse::<Uri>().ok().and_then(|url| url.host().map(str::to_owned)), web));
         let sts = match &web {
             Some((Some(host), _)) => Sts::resolving(ca.client()?, [(host.clone(), OIDC_ADDRESS.into())]),
             _ => Sts::new(ca.client()?),
         };
         let s3 = S3::new(REGION, sts.clone());
         s3.put_object(BUCKET, "greeting", "Hello from the sandbox.\n");
+        Self::with(outside, families, (ca, sts, s3, Published::default()), issuer, web)
+    }
+
+    /// The same AWS as that of `first`, seen from another node's outside, and another Kubernetes, whose issuer is known by `path` on
+    /// the same host. What AWS knows and does is one; of this issuer its accounts know nothing yet.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_beside(first: &Self, outside: &Namespace, families: Families, path: &str) -> Result<Self, CloudError> {
+        let aws = (Arc::clone(&first.ca), first.sts.clone(), first.s3.clone(), first.published.clone());
+        Self::with(outside, families, aws, Issuer::new(format!("https://{OIDC_ADDRESS}/{path}"))?, None)
+    }
+
+    fn with(
+        outside: &Namespace,
+        families: Families,
+        (ca, sts, s3, published): (Arc<Ca>, Sts, S3, Published),
+        issuer: Issuer,
+        web: Option<(Option<String>, Web)>,
+    ) -> Result<Self, CloudError> {
+        let issuer = Arc::new(issuer);
+        published.add(Arc::clone(&issuer));
+        let kubernetes = Kubernetes::new(Arc::clone(&issuer));
         let ec2 = Ec2::new(REGION, ACCOUNT, sts.clone());
         ec2.put_instance(Instance {
             id: INSTANCE_ID.to_owned(),
@@ -165,6 +189,7 @@ impl Cloud {
             imds,
             agent,
             issuer,
+            published,
             ca,
             outside: outside.clone(),
             api: Mutex::default(),
@@ -189,6 +214,11 @@ impl Cloud {
     /// When the certificate cannot be made.
     pub fn server_pem(&self, names: &[&str]) -> Result<(String, String), CloudError> {
         Ok(self.ca.server_pem(names)?)
+    }
+
+    /// The documents of one more issuer (no slash at the end of its URL, which is of this host) are found from now on.
+    pub fn publish(&self, issuer: Arc<Issuer>) {
+        self.published.add(issuer);
     }
 
     /// The Kubernetes API's URL.
@@ -272,7 +302,7 @@ impl Cloud {
         self.serve_all(&addresses, 80, None, move |request, _| std::future::ready(agent.handle::<Incoming>(&request)))
     }
 
-    /// The issuer's documents: as it has them, or as they were put on a web host.
+    /// The issuers' documents: as they have them, or as they were put on a web host.
     fn start_issuer(&mut self, web: Option<(Option<String>, Web)>) -> Result<(), CloudError> {
         if let Some((host, web)) = web {
             let tls = Some(self.ca.server(&[&host.unwrap_or_else(|| OIDC_ADDRESS.to_string())])?);
@@ -280,10 +310,10 @@ impl Cloud {
                 std::future::ready(web.handle(&request))
             });
         }
-        let issuer = Arc::clone(&self.issuer);
+        let published = self.published.clone();
         let tls = Some(self.ca.server(&[&OIDC_ADDRESS.to_string()])?);
         self.serve_all(&[OIDC_ADDRESS.into()], 443, tls.as_ref(), move |request, _| {
-            std::future::ready(document(&issuer, request.uri().path()))
+            std::future::ready(published.document(request.uri().path()))
         })
     }
 
@@ -333,17 +363,30 @@ impl Drop for Cloud {
     }
 }
 
-/// The issuer's two documents, as anybody on the Internet may read them.
-fn document(issuer: &Issuer, path: &str) -> Response<Body> {
-    let document = match path {
-        DISCOVERY_PATH => Some(issuer.discovery()),
-        JWKS_PATH => Some(issuer.jwks()),
-        _ => None,
-    };
-    let mut response = Response::new(full(document.as_ref().map(ToString::to_string).unwrap_or_default()));
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-    if document.is_none() {
-        *response.status_mut() = StatusCode::NOT_FOUND;
+/// The documents of issuers, as anybody on the Internet may read them. Clones are the same.
+#[derive(Clone, Debug, Default)]
+struct Published(Arc<Mutex<Vec<Arc<Issuer>>>>);
+
+impl Published {
+    fn add(&self, issuer: Arc<Issuer>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(issuer);
     }
-    response
+
+    /// One of an issuer's two documents, below the path of its URL.
+    fn document(&self, path: &str) -> Response<Body> {
+        let host = format!("https://{OIDC_ADDRESS}");
+        let issuers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let document =
+            issuers.iter().find_map(|issuer| match path.strip_prefix(issuer.url().strip_prefix(&host)?)? {
+                DISCOVERY_PATH => Some(issuer.discovery()),
+                JWKS_PATH => Some(issuer.jwks()),
+                _ => None,
+            });
+        let mut response = Response::new(full(document.as_ref().map(ToString::to_string).unwrap_or_default()));
+        response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+        if document.is_none() {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+        }
+        response
+    }
 }

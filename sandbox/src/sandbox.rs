@@ -141,6 +141,21 @@ impl Sandbox {
         let published = issuer.map(|issuer| (issuer, Web::new(directory.path().join(WEB))));
         let cloud = Cloud::start_with(network.outside(), families, published)?;
         cloud.sts.put_oidc_provider(ACCOUNT, cloud.issuer.url(), &[AUDIENCE])?;
+        Self::of(network, cloud, directory)
+    }
+
+    /// Another cluster of one node in the same AWS, IPv4 only, whose issuer ends with `path`: its own network, Kubernetes API,
+    /// keys and daemon. No account knows its issuer yet.
+    ///
+    /// # Errors
+    /// As [`Sandbox::new`].
+    pub fn beside(&self, shape: PodNetwork, path: &str) -> Result<Self, SandboxError> {
+        let network = Network::with_families(shape, Families::V4)?;
+        let cloud = Cloud::start_beside(&self.cloud, network.outside(), Families::V4, path)?;
+        Self::of(network, cloud, tempfile::Builder::new().prefix("kube2irsa-sandbox-").tempdir()?)
+    }
+
+    fn of(network: Network, cloud: Cloud, directory: TempDir) -> Result<Self, SandboxError> {
         fs::create_dir(directory.path().join("home"))?;
         let (daemon_uid, cgroups) = (String::new(), OnceLock::new());
         let mut sandbox = Self { cloud, network, directory, next_address: AtomicU8::new(10), daemon_uid, cgroups };

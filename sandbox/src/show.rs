@@ -128,7 +128,8 @@ impl Show {
         let command = self.sandbox.on_node(program).env("PATH", path);
         Ok(command
             .env("KUBE2IRSA_ADMIN_SOCKET", self.sandbox.admin_socket())
-            .env("KUBE2IRSA_STATE_DIR", self.sandbox.state_dir()))
+            .env("KUBE2IRSA_STATE_DIR", self.sandbox.state_dir())
+            .env("KUBECONFIG", self.sandbox.kubeconfig()))
     }
 
     /// What an operator is told of the pod whose role does not trust it.

@@ -44,6 +44,13 @@ pub struct Wishes {
     pub additional: Vec<(String, Wish)>,
 }
 
+impl Wishes {
+    /// All of them: that of its pods, and the further ones.
+    pub fn all(&self) -> impl Iterator<Item = &Wish> {
+        std::iter::once(&self.main).chain(self.additional.iter().map(|(_, wish)| wish))
+    }
+}
+
 /// One role that a service account asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {

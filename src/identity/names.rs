@@ -67,7 +67,7 @@ name!(
 const LONGEST_PATH_AND_NAME: usize = 512 + 64;
 
 /// The ARN of an IAM role: `arn:aws[a-z0-9-]*:iam::<12 digits>:role/<path and name>`.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoleArn(Arc<str>);
 
 /// The text is not the ARN of an IAM role.
@@ -80,6 +80,12 @@ impl RoleArn {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The partition that the role is in: `aws`, `aws-cn`, ….
+    #[must_use]
+    pub fn partition(&self) -> &str {
+        self.0.split(':').nth(1).unwrap_or_default()
     }
 
     /// The account that the role is in: 12 digits.
@@ -144,13 +150,13 @@ mod tests {
 
     #[test]
     fn role_arns_of_every_partition_and_path_are_read() {
-        for (text, name) in [
-            ("arn:aws:iam::123456789012:role/web", "web"),
-            ("arn:aws-cn:iam::123456789012:role/team/a/web", "web"),
-            ("arn:aws-us-gov:iam::123456789012:role/x+=,.@-_1", "x+=,.@-_1"),
+        for (text, partition, name) in [
+            ("arn:aws:iam::123456789012:role/web", "aws", "web"),
+            ("arn:aws-cn:iam::123456789012:role/team/a/web", "aws-cn", "web"),
+            ("arn:aws-us-gov:iam::123456789012:role/x+=,.@-_1", "aws-us-gov", "x+=,.@-_1"),
         ] {
             let role = text.parse::<RoleArn>().unwrap();
-            assert_eq!((role.name(), role.account()), (name, "123456789012"), "{text}");
+            assert_eq!((role.partition(), role.name(), role.account()), (partition, name, "123456789012"), "{text}");
         }
     }
 

@@ -7,6 +7,7 @@ use crate::config::ConfigErrors;
 
 pub mod cluster;
 pub mod oidc;
+pub mod trust_policy;
 
 /// What a command that was carried out found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

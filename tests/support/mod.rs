@@ -241,6 +241,14 @@ pub fn sdk_on_node(sandbox: &Sandbox) -> Report {
     report(sandbox.on_node(sandbox_binary()))
 }
 
+/// What the SDK for Rust gets on the node for a token, which it exchanges itself.
+pub fn exchange(sandbox: &Sandbox, token: &str, role: &str) -> Report {
+    let file = tempfile::NamedTempFile::new_in(sandbox.directory()).unwrap();
+    fs::write(file.path(), token).unwrap();
+    let command = sandbox.on_node(sandbox_binary()).env("AWS_WEB_IDENTITY_TOKEN_FILE", file.path());
+    report(command.env("AWS_ROLE_ARN", role).env("AWS_EC2_METADATA_DISABLED", "true"))
+}
+
 fn report(command: sandbox::network::Command) -> Report {
     let output = command.arg("--client").output().unwrap();
     serde_json::from_slice(&output.stdout)
