@@ -20,7 +20,9 @@ use kube2irsa::{
         self,
         check::{self, Expected},
     },
-    memory, telemetry,
+    memory,
+    operator::{OperatorError, Verdict, doctor, explain_all},
+    telemetry,
 };
 use tokio::{
     runtime,
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Run(args) => Config::new(&args).map(run),
         Command::Probe(args) => Ok(probe(&args)),
         Command::Explain(args) => explain(&args),
+        Command::Doctor(args) => operator(async |out| doctor::run(&args, out).await),
         Command::Completions { shell } => Ok(completions(shell)),
         Command::Man { directory } => Ok(manual(directory.as_deref())),
         Command::Rules { command: RulesCommand::Show } => Ok(show_rules()),
@@ -117,16 +120,20 @@ fn probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn explain(args: &ExplainArgs) -> Result<anyhow::Result<ExitCode>, ConfigErrors> {
+    if args.all {
+        return operator(async |out| explain_all::run(args, out).await);
+    }
+    let pod = args.pod.as_deref().unwrap_or_default();
     let is_name =
         |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
-    match args.pod.split_once('/') {
-        Some((namespace, pod)) if is_name(namespace) && is_name(pod) => Ok(explained(args)),
-        _ => Err(ConfigErrors(vec![format!("{:?}: is not NAMESPACE/POD", args.pod)])),
+    match pod.split_once('/') {
+        Some((namespace, name)) if is_name(namespace) && is_name(name) => Ok(explained(args, pod)),
+        _ => Err(ConfigErrors(vec![format!("{pod:?}: is not NAMESPACE/POD")])),
     }
 }
 
-fn explained(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
-    let body = match client::get(&args.admin_socket, &format!("{}{}", admin::EXPLAIN, args.pod)) {
+fn explained(args: &ExplainArgs, pod: &str) -> anyhow::Result<ExitCode> {
+    let body = match client::get(&args.admin_socket, &format!("{}{pod}", admin::EXPLAIN)) {
         Ok((200, body)) => body,
         Ok((_, why)) => return Ok(fail(UNAVAILABLE, &why)),
         Err(error) => return Ok(fail(UNAVAILABLE, &error.to_string())),
@@ -140,6 +147,32 @@ fn explained(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?,
     }
     Ok(if explanation.well { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
+}
+
+/// A command for the operator: with a runtime and TLS, and what it writes on standard output.
+fn operator<F>(command: F) -> Result<anyhow::Result<ExitCode>, ConfigErrors>
+where
+    F: AsyncFnOnce(&mut dyn io::Write) -> Result<Verdict, OperatorError>,
+{
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        return Ok(Ok(fail(FAILURE, "another TLS provider is installed")));
+    }
+    let runtime = match for_a_moment() {
+        Ok(runtime) => runtime,
+        Err(error) => return Ok(Err(error.into())),
+    };
+    let mut out = Vec::new();
+    let done = runtime.block_on(command(&mut out));
+    if let Err(error) = io::stdout().lock().write_all(&out) {
+        return Ok(Err(error.into()));
+    }
+    match done {
+        Ok(Verdict::Well) => Ok(Ok(ExitCode::SUCCESS)),
+        Ok(Verdict::Findings) => Ok(Ok(ExitCode::from(FAILURE))),
+        Err(OperatorError::Usage(errors)) => Err(errors),
+        Err(OperatorError::Unavailable(why)) => Ok(Ok(fail(UNAVAILABLE, &why))),
+        Err(OperatorError::Other(error)) => Ok(Err(error)),
+    }
 }
 
 fn completions(shell: Shell) -> anyhow::Result<ExitCode> {

@@ -6,6 +6,10 @@
 use crate::config::ConfigErrors;
 
 pub mod cluster;
+pub mod doctor;
+pub mod explain_all;
+pub mod inventory;
+pub mod settings;
 
 /// What a command that was carried out found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
