@@ -22,8 +22,9 @@ sandbox: ## Run the main job in a cluster of network namespaces (root, or a user
 test: ## Run all tests that need nothing but Rust and Debian packages (root)
 	cargo test --locked
 
-docs: ## Write docs/metrics.md from src/metrics.rs
+docs: ## Write docs/metrics.md from src/metrics.rs, and the lists and outputs in docs/doctor.md and docs/explain.md (root)
 	KUBE2IRSA_WRITE_DOCS=1 cargo test --locked --lib the_page_for_operators
+	KUBE2IRSA_WRITE_DOCS=1 cargo test --locked --test doctor --test explain the_page_for_operators
 
 test-clients: ## Run each of other ecosystems' clients once (root, Go, Node, a JDK, Maven; minutes at first)
 	cargo test --locked --test clients -- --ignored each_client

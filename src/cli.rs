@@ -7,11 +7,13 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod cluster;
+mod doctor;
 mod oidc;
 mod trust_policy;
 
 pub use self::{
     cluster::ClusterArgs,
+    doctor::DoctorArgs,
     oidc::{OidcApiServerArgs, OidcArgs, OidcCheckArgs, OidcCommand, OidcExportArgs, OidcShowArgs},
     trust_policy::{PolicyFormat, TrustPolicyArgs},
 };
@@ -55,8 +57,8 @@ pub enum Command {
     /// Ask the daemon whether it lives, or is ready; for the probes of a pod. Exit code 1 if not, with the reasons, a line each.
     #[command(args_override_self = true)]
     Probe(ProbeArgs),
-    /// Say step by step why a pod of this node gets its credentials, or does not, as the daemon here knows it. Exit code 1 if a
-    /// step fails, 69 if no daemon answers.
+    /// Say step by step why a pod of this node gets its credentials, or does not, as the daemon here knows it; or with --all which
+    /// pods of the cluster get none, by cause. Exit code 1 if a step fails or a pod has a fault, 69 if nobody answers.
     #[command(args_override_self = true)]
     Explain(ExplainArgs),
     /// The cluster's token issuer: as the API server has it, as files for a web host, and as AWS sees it.
@@ -66,6 +68,10 @@ pub enum Command {
     /// cluster cannot be asked.
     #[command(args_override_self = true)]
     TrustPolicy(Box<TrustPolicyArgs>),
+    /// Say what is wrong with a cluster or with this node, why it matters, and what mends it. It only reads. Exit code 1 if there is
+    /// an error or a warning, 69 if nothing can be asked.
+    #[command(args_override_self = true)]
+    Doctor(Box<DoctorArgs>),
     /// Print a script by which a shell completes our commands and flags.
     Completions {
         /// Which shell.
@@ -84,8 +90,16 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {
     /// The pod.
-    #[arg(value_name = "NAMESPACE/POD")]
-    pub pod: String,
+    #[arg(value_name = "NAMESPACE/POD", required_unless_present = "all", conflicts_with = "all")]
+    pub pod: Option<String>,
+
+    /// All pods of the cluster that get no credentials, by cause, as far as the API server tells: from a laptop, say.
+    #[arg(long)]
+    pub all: bool,
+
+    /// With --all: which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 
     /// As people or as programs read it.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]

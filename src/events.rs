@@ -80,7 +80,7 @@ impl Events {
 
     /// The annotations of the pod's service account cannot be meant, or its namespace does not permit the role.
     pub fn invalid(&self, pod: &Pod, error: &AnnotationError) {
-        self.report(pod, Problem::invalid(pod, error));
+        self.report(pod, Problem::invalid(pod.namespace.as_str(), pod.service_account.as_str(), error));
     }
 
     /// A fetch failed; `renewal`: there are credentials that are still served.
@@ -142,10 +142,19 @@ impl Events {
     }
 }
 
+/// Where all Events are that daemons wrote.
+pub const OURS: &str = "/apis/events.k8s.io/v1/events?fieldSelector=reportingController%3Dkube2irsa";
+
 /// What annotations that cannot be meant, or a role that is not permitted, are said to be, and what to do.
 #[must_use]
 pub fn words_of_invalid(pod: &Pod, error: &AnnotationError) -> String {
-    Problem::invalid(pod, error).note
+    words_of_invalid_account(pod.namespace.as_str(), pod.service_account.as_str(), error)
+}
+
+/// The same of a service account, whoever uses it.
+#[must_use]
+pub fn words_of_invalid_account(namespace: &str, account: &str, error: &AnnotationError) -> String {
+    Problem::invalid(namespace, account, error).note
 }
 
 /// As the field names its Events: after the object, and when it was first so.

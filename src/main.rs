@@ -21,7 +21,7 @@ use kube2irsa::{
         check::{self, Expected},
     },
     memory,
-    operator::{OperatorError, Verdict, oidc, trust_policy},
+    operator::{OperatorError, Verdict, doctor, explain_all, oidc, trust_policy},
     telemetry,
 };
 use tokio::{
@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain(&args),
         Command::Oidc(args) => operator(async |out| oidc::run(&args, out).await),
         Command::TrustPolicy(args) => operator(async |out| trust_policy::run(&args, out).await),
+        Command::Doctor(args) => operator(async |out| doctor::run(&args, out).await),
         Command::Completions { shell } => Ok(completions(shell)),
         Command::Man { directory } => Ok(manual(directory.as_deref())),
         Command::Rules { command: RulesCommand::Show } => Ok(show_rules()),
@@ -121,16 +122,20 @@ fn probe(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn explain(args: &ExplainArgs) -> Result<anyhow::Result<ExitCode>, ConfigErrors> {
+    if args.all {
+        return operator(async |out| explain_all::run(args, out).await);
+    }
+    let pod = args.pod.as_deref().unwrap_or_default();
     let is_name =
         |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
-    match args.pod.split_once('/') {
-        Some((namespace, pod)) if is_name(namespace) && is_name(pod) => Ok(explained(args)),
-        _ => Err(ConfigErrors(vec![format!("{:?}: is not NAMESPACE/POD", args.pod)])),
+    match pod.split_once('/') {
+        Some((namespace, name)) if is_name(namespace) && is_name(name) => Ok(explained(args, pod)),
+        _ => Err(ConfigErrors(vec![format!("{pod:?}: is not NAMESPACE/POD")])),
     }
 }
 
-fn explained(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
-    let body = match client::get(&args.admin_socket, &format!("{}{}", admin::EXPLAIN, args.pod)) {
+fn explained(args: &ExplainArgs, pod: &str) -> anyhow::Result<ExitCode> {
+    let body = match client::get(&args.admin_socket, &format!("{}{pod}", admin::EXPLAIN)) {
         Ok((200, body)) => body,
         Ok((_, why)) => return Ok(fail(UNAVAILABLE, &why)),
         Err(error) => return Ok(fail(UNAVAILABLE, &error.to_string())),

@@ -21,7 +21,7 @@ use sandbox::{
 };
 use serde_json::{Value, json};
 use server::{Answer, ApiServer, Caller, bound, for_sts};
-use support::{Daemon, eventually, http::Connection, metric, role_status, sandbox};
+use support::{Daemon, eventually, http::Connection, metric, node::as_operator, role_status, sandbox};
 
 const AS_NODE: &str = "system:node:node-1";
 const OTHER_NODE: &str = "node-2";
@@ -449,4 +449,75 @@ fn the_daemon_finds_out_that_it_has_the_rights_of_direct_mode_and_waits_for_thos
     daemon.wait_until_ready(&sandbox);
     server::assert_gets_its_role(&sandbox, &pod, &daemon);
     assert_eq!(metric(&sandbox, "kube2irsa_token_access_info{mode=\"direct\"}"), 1.0, "{}", daemon.log());
+}
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn the_doctor_sees_what_rights_and_policies_of_each_mode_allow() {
+    let cluster = cluster();
+    let (api, sandbox) = (&cluster.api, &cluster.sandbox);
+    api.add_namespace(sandbox, "kube-system", &[("default", Value::Null)]);
+    let pod = format!("/api/v1/namespaces/{DAEMON}/pods/kube2irsa-node-1");
+    let labels = json!({"app.kubernetes.io/name": DAEMON, "app.kubernetes.io/instance": DAEMON});
+    api.call(sandbox, api.admin(), "PATCH", &pod, &json!({"metadata": {"labels": labels}})).accepted();
+    let kubeconfig = sandbox.directory().join("operator");
+    fs::write(&kubeconfig, api.kubeconfig(sandbox, api.admin().token)).unwrap();
+    let (kubeconfig, certificates) = (kubeconfig.to_str().unwrap().to_owned(), sandbox.ca_file());
+    let doctor = || {
+        let arguments =
+            ["doctor", "--kubeconfig", &kubeconfig, "--ca-bundle", certificates.to_str().unwrap(), "-o", "json"];
+        let (_, said, errors) = as_operator(sandbox, &arguments);
+        let said = serde_json::from_str::<Value>(&said).unwrap_or_else(|error| panic!("{error}: {said}{errors}"));
+        assert!(!said.to_string().contains("eyJ"), "{said}");
+        let ids = said["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap().to_owned());
+        let of_rights = |id: &String| {
+            ["rights-", "token-", "audience-", "kubernetes-"].iter().any(|subject| id.starts_with(subject))
+        };
+        let ids = ids.filter(of_rights).collect::<std::collections::BTreeSet<_>>();
+        (ids.into_iter().collect::<Vec<_>>(), said)
+    };
+    let finds = |what: &str, wanted: &[&str]| {
+        let mut last = Value::Null;
+        eventually(what, || {
+            let (ids, said) = doctor();
+            last = json!([ids, said]);
+            if ids != wanted {
+                println!("{what}: {ids:?}");
+            }
+            ids == wanted
+        });
+        let unseen = last[1]["not_looked_at"].to_string();
+        assert!(!unseen.contains("would be given") && !unseen.contains("may do"), "{unseen}");
+    };
+    finds("no rights at all", &["rights-events", "rights-missing"]);
+    // The rights of direct mode without its policy, and with it.
+    api.apply_kinds(sandbox, "direct.yaml", &["ClusterRole", "ClusterRoleBinding", "DaemonSet"]);
+    finds("no policy", &["token-any-audience", "token-kube-system", "token-mode", "token-unbound"]);
+    api.apply(sandbox, "direct.yaml");
+    finds("direct mode, whole", &["token-mode"]);
+    // Node mode in its place, and then with what somebody else grants besides.
+    api.apply(sandbox, "node.yaml");
+    finds("node mode, whole", &[]);
+    let role = json!({
+        "metadata": {"name": "more"},
+        "rules": [{"apiGroups": [""], "resources": ["pods", "secrets"], "verbs": ["list"]}],
+    });
+    let binding = json!({
+        "metadata": {"name": "more"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "more"},
+        "subjects": [{"kind": "ServiceAccount", "name": DAEMON, "namespace": DAEMON}],
+    });
+    api.create(sandbox, "/apis/rbac.authorization.k8s.io/v1/clusterroles", &role);
+    api.create(sandbox, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding);
+    finds("more rights", &["rights-of-both-modes", "rights-too-wide"]);
+    let (_, said) = doctor();
+    assert!(said["seen"].to_string().contains("tokens by node mode"), "{said}");
+    // A service account with an audience that no node is granted.
+    let account = "/api/v1/namespaces/team-a/serviceaccounts/web";
+    let annotations = json!({
+        "eks.amazonaws.com/role-arn": "arn:aws:iam::111122223333:role/web",
+        "eks.amazonaws.com/audience": "vault.example.com",
+    });
+    api.call(sandbox, api.admin(), "PATCH", account, &json!({"metadata": {"annotations": annotations}})).accepted();
+    finds("an audience", &["audience-not-granted", "rights-of-both-modes", "rights-too-wide"]);
 }

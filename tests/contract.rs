@@ -581,3 +581,71 @@ fn taints_are_removed_where_they_are_still_what_the_patch_says_and_not_otherwise
         server.note("without the right", &answer);
     });
 }
+
+#[test]
+#[ignore = "run by make test-apiserver"]
+fn what_a_caller_may_do_and_what_administrators_do_in_others_names() {
+    const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    on_both(|server| {
+        if server.api.url != server.sandbox.cloud.api_url() {
+            server.api.apply(server.sandbox, "node.yaml");
+        }
+        let (uid, token) = (server.uid.clone(), server.daemon_token.clone());
+        let admin = server.api.admin().token.to_owned();
+        let as_node = Caller { token: &token, impersonates: Some("system:node:node-1") };
+        let may = || server.api.token(server.sandbox, as_node, ("team-a", "web"), &for_sts("web-0", &uid)).0 == 201;
+        eventually("the rights are in force", may);
+        let daemon = "system:serviceaccount:kube2irsa:kube2irsa";
+        let callers = [
+            ("ourselves", Caller { token: &token, impersonates: None }),
+            ("an administrator", Caller { token: &admin, impersonates: None }),
+            ("an administrator as us", Caller { token: &admin, impersonates: Some(daemon) }),
+            (
+                "an administrator as another",
+                Caller { token: &admin, impersonates: Some("system:serviceaccount:team-a:web") },
+            ),
+            ("an administrator as jane", Caller { token: &admin, impersonates: Some("jane") }),
+        ];
+        let of = |verb: &str, group: &str, resource: &str, subresource: &str| json!({"spec": {"resourceAttributes": {"verb": verb, "group": group, "resource": resource, "subresource": subresource}}});
+        for (who, caller) in callers {
+            for review in [
+                of("list", "", "pods", ""),
+                of("list", "", "serviceaccounts", ""),
+                of("create", "", "serviceaccounts", "token"),
+                of("impersonate-on:associated-node:create", "", "serviceaccounts", "token"),
+                of("impersonate:associated-node", "authentication.k8s.io", "nodes", ""),
+                of("get", "", "secrets", ""),
+                of("*", "*", "*", ""),
+                of("create", "events.k8s.io", "events", ""),
+            ] {
+                let Answer(code, answer) = server.call(caller, "POST", REVIEWS, &review);
+                let said = format!("{who} {review}: {code} {} {}", answer["kind"], answer["status"]["allowed"]);
+                server.transcript.push(said);
+            }
+            // What is refused is refused before it is found that there is no such thing.
+            for (namespace, account, request) in [
+                ("team-a", "nobody", json!({"spec": {"audiences": ["a"]}})),
+                ("team-a", "web", for_sts("nobody", "00000000-0000-4000-8000-000000000000")),
+                ("nowhere", "web", for_sts("nobody", "00000000-0000-4000-8000-000000000000")),
+            ] {
+                let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token?dryRun=All");
+                let answer = server.call(caller, "POST", &path, &request);
+                server.note(&format!("{who} {path}"), &answer);
+            }
+            for path in [
+                PODS,
+                "/apis/apps/v1/daemonsets?fieldSelector=spec.x=y",
+                "/apis/apps/v1/namespaces/team-a/daemonsets/nope",
+            ] {
+                let answer = server.call(caller, "GET", path, &Value::Null);
+                server.note(&format!("{who} {path}"), &answer);
+            }
+        }
+        for body in [json!({}), json!({"spec": {}}), json!({"spec": {"resourceAttributes": 7}}), json!("x")] {
+            let answer = server.call(callers[1].1, "POST", REVIEWS, &body);
+            server.note(&format!("a review of {body}"), &answer);
+        }
+        let answer = server.call(callers[1].1, "GET", REVIEWS, &Value::Null);
+        server.note("reviews", &answer);
+    });
+}

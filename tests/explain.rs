@@ -14,15 +14,15 @@ use std::time::Duration;
 use http::StatusCode;
 use sandbox::{
     cloud::ACCOUNT,
-    kubernetes::{Fault, NewPod, PodPhase, PodStatus, Target},
-    sandbox::{AUDIENCE, NODE, Pod, Sandbox},
+    kubernetes::{Fault, NewPod, PodPhase, PodStatus, Resource, Target},
+    sandbox::{AUDIENCE, NODE, Pod, Sandbox, daemon_set},
 };
 use serde_json::{Value, json};
 use support::{
     Daemon, ROLE_NAME,
     accounts::{HUB, READER, put_hub, put_role, put_target},
     admin, ask, eventually,
-    node::kube2irsa,
+    node::{as_operator, assert_shown, kube2irsa, operators_kubeconfig},
     role_status, sandbox, with_a_pod, with_an_account,
 };
 
@@ -355,4 +355,107 @@ fn who_is_not_there_or_serves_no_pods_or_is_asked_for_no_pod_is_told_by_the_exit
     for pod in ["web-0", "team-a/", "/web-0", "team-a/web-0/x", "team-a/web 0"] {
         assert_eq!(run(pod).0, Some(64), "{pod}");
     }
+    for arguments in
+        [&["explain"][..], &["explain", "team-a/web-0", "--all"], &["explain", "--all", "--kubeconfig", "/nowhere"]]
+    {
+        assert_eq!(kube2irsa(&sandbox, arguments).0, Some(64), "{arguments:?}");
+    }
+    let kubeconfig = sandbox.kubeconfig();
+    let (code, _, errors) = kube2irsa(&sandbox, &["explain", "--all", "--kubeconfig", kubeconfig.to_str().unwrap()]);
+    assert_eq!(code, Some(69), "the daemon itself may not list all pods: {errors}");
+    assert!(errors.contains("pods is forbidden"), "{errors}");
+}
+
+/// `(cause, whether it is a fault, pods)` of all pods, for programs.
+fn causes(said: &Value) -> Vec<(&str, bool, Vec<&str>)> {
+    let causes = said["causes"].as_array().unwrap().iter();
+    let causes = causes.map(|group| {
+        let said = group["said"].as_array().unwrap().iter();
+        let pods = said.flat_map(|said| said["pods"].as_array().unwrap()).map(|pod| pod.as_str().unwrap());
+        let pods = pods.collect::<Vec<_>>();
+        assert_eq!(group["count"], json!(pods.len()), "{group}");
+        (group["cause"].as_str().unwrap(), group["fault"].as_bool().unwrap(), pods)
+    });
+    causes.collect()
+}
+
+#[test]
+fn the_page_for_operators_shows_all_pods_that_get_no_credentials_by_cause() {
+    let (sandbox, web) = with_a_pod();
+    let kubernetes = &sandbox.cloud.kubernetes;
+    let kubeconfig = operators_kubeconfig(&sandbox);
+    let all = |output: &str| {
+        as_operator(&sandbox, &["explain", "--all", "--kubeconfig", kubeconfig.to_str().unwrap(), "-o", output])
+    };
+    let role = |name: &str| format!("arn:aws:iam::{ACCOUNT}:role/{name}");
+    // Its role trusts another ServiceAccount.
+    sandbox.cloud.sts.put_role(&role("batch"), sandbox.trust_policy("system:serviceaccount:team-b:batch")).unwrap();
+    sandbox.annotate("team-a", "batch", &[(ROLE, &role("batch"))]);
+    let _batch = sandbox.add_pod("team-a", "batch-0", "batch").unwrap();
+    let _daemon = Daemon::ready(&sandbox, &[]);
+    eventually("it is served", || has_credentials(&web));
+    eventually("why the other is not stands on the pod", || {
+        kubernetes.events().iter().any(|event| event["reason"] == "CredentialsRefused")
+    });
+    let (code, said, _) = all("json");
+    let said = serde_json::from_str::<Value>(&said).unwrap();
+    assert_eq!(code, Some(1));
+    let expected =
+        vec![("refused", true, vec!["team-a/batch-0"]), ("no-role", false, vec!["kube2irsa/kube2irsa-node-1"])];
+    assert_eq!((causes(&said), &said["nothing_found"]), (expected, &json!(1)), "{said:#}");
+
+    // One pod for each other cause.
+    let run = |pod: NewPod, address: &str| {
+        let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+        kubernetes.create_pod(pod);
+        kubernetes.run_pod(&namespace, &name, &[address.parse().unwrap()]);
+    };
+    let of = |name: &str, account: &str| NewPod::new("team-a", name).service_account(account).node(NODE);
+    run(of("gone-0", "gone"), "10.244.9.1");
+    sandbox.annotate("team-a", "typo", &[(ROLE, "web")]);
+    run(of("typo-0", "typo"), "10.244.9.2");
+    kubernetes.create_namespace("team-c", &[("kube2irsa.io/permitted-roles", &role("team-c-*"))]);
+    sandbox.annotate("team-c", "web", &[(ROLE, &role("web"))]);
+    run(NewPod::new("team-c", "web-0").service_account("web").node(NODE), "10.244.9.3");
+    run(of("twin-0", "web"), "10.244.9.4");
+    run(of("twin-1", "web"), "10.244.9.4");
+    run(NewPod::new("team-a", "far-0").service_account("web").node("node-2"), "10.244.9.5");
+    kubernetes.create_pod(of("host-0", "web").host_network());
+    kubernetes.create_pod(of("new-0", "web"));
+    kubernetes.create_pod(of("job-0", "web"));
+    kubernetes.set_pod_status("team-a", "job-0", PodStatus::new(PodPhase::Succeeded, &[]));
+    let env = json!([{"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": "/var/run/secrets/eks.amazonaws.com/serviceaccount/token"}]);
+    let webhook = json!({
+        "metadata": {"name": "webhook-0", "namespace": "team-a", "uid": "b0000000-0000-4000-8000-000000000001"},
+        "spec": {"serviceAccountName": "web", "nodeName": NODE, "containers": [{"name": "main", "image": "i", "env": env}]},
+        "status": {"phase": "Pending"},
+    });
+    kubernetes.restore(Resource::Pods, webhook);
+    let mut set = daemon_set();
+    let flags = set.pointer_mut("/spec/template/spec/containers/0/env").unwrap().as_array_mut().unwrap();
+    flags.push(json!({"name": "KUBE2IRSA_HOST_NETWORK", "value": "off"}));
+    kubernetes.restore(Resource::DaemonSets, set);
+
+    let (_, said, _) = all("json");
+    let said = serde_json::from_str::<Value>(&said).unwrap();
+    let expected = vec![
+        ("account-missing", true, vec!["team-a/gone-0"]),
+        ("bad-annotation", true, vec!["team-a/typo-0"]),
+        ("not-permitted", true, vec!["team-c/web-0"]),
+        ("host-network", true, vec!["team-a/host-0"]),
+        ("no-daemon", true, vec!["team-a/far-0"]),
+        ("duplicate-address", true, vec!["team-a/twin-0", "team-a/twin-1"]),
+        ("refused", true, vec!["team-a/batch-0"]),
+        ("no-role", false, vec!["kube2irsa/kube2irsa-node-1"]),
+        ("own-token", false, vec!["team-a/webhook-0"]),
+        ("not-started", false, vec!["team-a/new-0"]),
+        ("ended", false, vec!["team-a/job-0"]),
+    ];
+    assert_eq!((causes(&said), &said["nothing_found"]), (expected, &json!(1)), "{said:#}");
+    let (code, text, errors) = all("text");
+    assert_eq!((code, errors.as_str()), (Some(1), ""));
+    let (before, rest) = text.split_once("(at ").unwrap();
+    let (_, after) = rest.split_once(')').unwrap();
+    let printed = format!("{before}(at 2026-11-26T23:01:07.402115Z){after}");
+    assert_shown("docs/explain.md", "tests/explain.rs", &printed);
 }

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::{
     cgroups::Cgroups,
     cloud::{ACCOUNT, Cloud, CloudError, EC2_NAMES, REGION, S3_NAMES, STS_NAMES},
-    kubernetes::{Grant, NewPod},
+    kubernetes::{Grant, NewPod, Resource},
     network::{
         Command, EC2_ADDRESS, EC2_ADDRESS_V6, Families, METADATA_ADDRESS, METADATA_ADDRESS_V6, NODE_ADDRESS, Namespace,
         Network, NetworkError, PodNetwork, Process, S3_ADDRESS, S3_ADDRESS_V6, STS_ADDRESS, STS_ADDRESS_V6,
@@ -40,6 +40,8 @@ pub const DAEMON: &str = "kube2irsa";
 pub const DAEMON_USER: &str = "system:serviceaccount:kube2irsa:kube2irsa";
 /// The daemon's pod.
 pub const DAEMON_POD: &str = "kube2irsa-node-1";
+/// The label by which the daemon's pods are known.
+const DAEMON_LABEL: &str = "app.kubernetes.io/name";
 /// The audience of tokens for STS.
 pub const AUDIENCE: &str = "sts.amazonaws.com";
 /// Where the daemon listens for pods by default.
@@ -169,20 +171,14 @@ impl Sandbox {
         let kubernetes = &self.cloud.kubernetes;
         kubernetes.apply_service_account(DAEMON, DAEMON, &[]);
         let pod = NewPod::new(DAEMON, DAEMON_POD).service_account(DAEMON).node(NODE).host_network();
+        let pod = pod.label(DAEMON_LABEL, DAEMON);
+        kubernetes.restore(Resource::DaemonSets, daemon_set());
         let uid = kubernetes.create_pod(pod);
         kubernetes.run_pod(DAEMON, DAEMON_POD, &self.families().node());
         let labels =
             [("topology.kubernetes.io/region", "eu-central-1"), ("topology.kubernetes.io/zone", "eu-central-1a")];
         kubernetes.label_node(NODE, &labels);
-        for grant in [
-            Grant::new(&["impersonate:associated-node"], "nodes").group("authentication.k8s.io"),
-            Grant::new(&["impersonate-on:associated-node:list", "impersonate-on:associated-node:watch"], "pods"),
-            Grant::new(&["impersonate-on:associated-node:create"], "serviceaccounts/token"),
-            Grant::new(&["impersonate-on:associated-node:get"], "nodes"),
-            Grant::new(&["get", "list", "watch"], "serviceaccounts"),
-            Grant::new(&["get", "list", "watch"], "namespaces"),
-            Grant::new(&["create", "patch"], "events").group("events.k8s.io"),
-        ] {
+        for grant in daemon_rights() {
             kubernetes.grant(DAEMON_USER, grant);
         }
         kubernetes.grant_group("system:nodes", Grant::new(&["request-serviceaccounts-token-audience"], AUDIENCE));
@@ -372,6 +368,46 @@ impl Sandbox {
             .arg(self.ca_file())
             .stdin(Stdio::null())
     }
+}
+
+/// What the daemon is granted: the rights of node mode.
+#[must_use]
+pub fn daemon_rights() -> [Grant; 7] {
+    [
+        Grant::new(&["impersonate:associated-node"], "nodes").group("authentication.k8s.io"),
+        Grant::new(&["impersonate-on:associated-node:list", "impersonate-on:associated-node:watch"], "pods"),
+        Grant::new(&["impersonate-on:associated-node:create"], "serviceaccounts/token"),
+        Grant::new(&["impersonate-on:associated-node:get"], "nodes"),
+        Grant::new(&["get", "list", "watch"], "serviceaccounts"),
+        Grant::new(&["get", "list", "watch"], "namespaces"),
+        Grant::new(&["create", "patch"], "events").group("events.k8s.io"),
+    ]
+}
+
+/// As the chart has it, as far as it says whose pods the daemon's are and what they run.
+#[must_use]
+pub fn daemon_set() -> Value {
+    json!({
+        "metadata": { "name": DAEMON, "namespace": DAEMON, "uid": "d0000000-0000-4000-8000-000000000001", "labels": { DAEMON_LABEL: DAEMON } },
+        "spec": {
+            "selector": { "matchLabels": { DAEMON_LABEL: DAEMON } },
+            "template": {
+                "metadata": { "labels": { DAEMON_LABEL: DAEMON } },
+                "spec": {
+                    "serviceAccountName": DAEMON,
+                    "hostNetwork": true,
+                    "nodeSelector": { "kubernetes.io/os": "linux" },
+                    "containers": [{
+                        "name": DAEMON,
+                        "image": "example.com/main",
+                        "args": ["run"],
+                        "env": [{ "name": "KUBE2IRSA_REGION", "value": REGION }],
+                    }],
+                },
+            },
+        },
+        "status": {},
+    })
 }
 
 /// AWS's names, resolved to these addresses of STS, S3 and EC2.

@@ -71,7 +71,7 @@ impl Problem {
         Self { reason, which, note: cut(note, LONGEST_NOTE).to_owned(), passing }
     }
 
-    pub(super) fn invalid(pod: &Pod, error: &AnnotationError) -> Self {
+    pub(super) fn invalid(namespace: &str, account: &str, error: &AnnotationError) -> Self {
         let (reason, advice) = match error {
             AnnotationError::NotPermitted { .. } => (
                 Reason::RoleNotPermitted,
@@ -79,8 +79,10 @@ impl Problem {
             ),
             _ => (Reason::InvalidAnnotation, "Correct the annotation of the ServiceAccount"),
         };
-        let (account, consequence) = (account(pod), error.consequence());
-        let note = format!("{account} {consequence}: {error}. {advice}; the pod need not be restarted.");
+        let consequence = error.consequence();
+        let note = format!(
+            "ServiceAccount {namespace}/{account} {consequence}: {error}. {advice}; the pod need not be restarted."
+        );
         let which = error.to_string();
         Self::new(reason, which, &note, false)
     }
@@ -281,7 +283,7 @@ mod tests {
         let note = problem(&refused(Class::Permanent, "AccessDenied", &long), false).note;
         assert!(note.len() <= 1024 && note.ends_with("its aud is sts.amazonaws.com."), "{note}");
         let error = AnnotationError::RoleName("r".repeat(2000));
-        let note = Problem::invalid(&grant().pod, &error).note;
+        let note = Problem::invalid("team-a", "web", &error).note;
         assert_eq!(note.len(), 1024);
         assert_eq!(cut("aä", 2), "a");
     }
@@ -289,7 +291,7 @@ mod tests {
     #[test]
     fn a_role_that_is_not_permitted_is_not_said_to_be_the_only_one() {
         let error = AnnotationError::NotPermitted { namespace: "n".into(), role: ROLE.parse().unwrap() };
-        let note = Problem::invalid(&grant().pod, &error).note;
+        let note = Problem::invalid("team-a", "web", &error).note;
         assert!(!note.contains("no credentials"), "it may be an additional role: {note}");
     }
 

@@ -17,7 +17,7 @@ pub mod obstacles;
 pub mod original;
 pub mod plan;
 pub mod reconcile;
-mod rivals;
+pub mod rivals;
 mod unseen;
 
 use std::{

@@ -96,7 +96,8 @@ pub(super) fn may_keep_out(rule: &str, port: u16) -> bool {
 }
 
 /// Whether an address is one of these: as iptables and `nft` print an address, a prefix, a mask or a range.
-pub(super) fn covers(addresses: &str, address: IpAddr) -> bool {
+#[must_use]
+pub fn covers(addresses: &str, address: IpAddr) -> bool {
     let bits =
         |text: &str| text.parse::<IpAddr>().ok().filter(|other| other.is_ipv4() == address.is_ipv4()).map(number);
     if let Some((first, last)) = addresses.split_once('-') {

@@ -10,6 +10,7 @@ use kube::{
     Client,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::OperatorError;
@@ -84,6 +85,22 @@ impl Cluster {
             }
             Err(error) => Err(OperatorError::usage(format!("--kubeconfig, --context: {error}"))),
         }
+    }
+
+    /// A server of https that is none of the cluster's, asked as nobody; `ca_bundle` (PEM) replaces the system's certificates.
+    ///
+    /// # Errors
+    /// When the URL or the certificates cannot be used.
+    pub fn outside(url: &str, ca_bundle: Option<&[u8]>) -> Result<Self, OperatorError> {
+        let uri = url.parse().map_err(|error| anyhow::anyhow!("{url}: {error}"))?;
+        let mut config = kube::Config::new(uri);
+        if let Some(pem) = ca_bundle {
+            let certificates = CertificateDer::pem_slice_iter(pem).map(|read| read.map(|one| one.as_ref().to_vec()));
+            let certificates = certificates.collect::<Result<Vec<_>, _>>();
+            config.root_cert =
+                Some(certificates.map_err(|_| anyhow::anyhow!("--ca-bundle holds no certificate in PEM form"))?);
+        }
+        Self::of(config)
     }
 
     fn of(mut config: kube::Config) -> Result<Self, OperatorError> {

@@ -6,7 +6,11 @@
 use crate::config::ConfigErrors;
 
 pub mod cluster;
+pub mod doctor;
+pub mod explain_all;
+pub mod inventory;
 pub mod oidc;
+pub mod settings;
 pub mod trust_policy;
 
 /// What a command that was carried out found.

@@ -1,5 +1,7 @@
 //! All rules that are on the sandbox's node, and rules of others to put beside ours.
 
+use std::{fs, path::PathBuf};
+
 use sandbox::sandbox::Sandbox;
 
 /// Prints each rule and each table that there is, of either variant, as the node's own commands do.
@@ -85,4 +87,39 @@ pub fn kube2irsa(sandbox: &Sandbox, arguments: &[&str]) -> (Option<i32>, String,
     let output = sandbox.node().command(super::daemon_binary()).args(arguments).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// The kubeconfig of an operator who may do everything.
+pub fn operators_kubeconfig(sandbox: &Sandbox) -> PathBuf {
+    let kubernetes = &sandbox.cloud.kubernetes;
+    let token = kubernetes.user_token("operator");
+    let kubeconfig = kubernetes.kubeconfig(&sandbox.cloud.api_url(), sandbox.cloud.ca_pem(), &token);
+    let file = sandbox.directory().join("operator");
+    fs::write(&file, kubeconfig).unwrap();
+    file
+}
+
+/// What `kube2irsa …` says on the node, AWS's names resolved, in an environment with nothing in it.
+pub fn as_operator(sandbox: &Sandbox, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let command = sandbox.on_host_network(super::daemon_binary().to_str().unwrap()).args(arguments);
+    let command = command.env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", "/nonexistent");
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// That the page shows what is printed; with KUBE2IRSA_WRITE_DOCS it is written there.
+pub fn assert_shown(page: &str, test: &str, printed: &str) {
+    let begin = format!("<!-- as it is printed: {test}; KUBE2IRSA_WRITE_DOCS=1 writes it -->\n```\n");
+    let end = "```\n<!-- end of what is printed -->";
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(page);
+    let text = fs::read_to_string(&file).unwrap();
+    let (before, rest) = text.split_once(&begin).unwrap();
+    let (_, after) = rest.split_once(end).unwrap();
+    let wanted = format!("{before}{begin}{printed}{end}{after}");
+    if std::env::var_os("KUBE2IRSA_WRITE_DOCS").is_some() {
+        fs::write(&file, wanted).unwrap();
+    } else {
+        assert!(text == wanted, "{page} shows something else: make docs\n{printed}");
+    }
 }

@@ -53,7 +53,7 @@ impl Form {
     /// One object as the answer to a request for it.
     pub(super) fn object(self, resource: Resource, object: &Value) -> Result<Value, Status> {
         let kind = resource.kind();
-        self.typed(typed(object, kind, resource.api_version()), &format!("core.{kind}"))
+        self.typed(typed(object, kind, resource.api_version()), &format!("{}.{kind}", resource.go_package()))
     }
 
     /// An object that carries its kind, which is `go_type` to the server.
@@ -89,7 +89,8 @@ impl Form {
             })),
             Self::Metadata => Err(Status::not_acceptable(
                 format!(
-                    "you requested PartialObjectMetadata, but the requested object is a list (*core.{}List)",
+                    "you requested PartialObjectMetadata, but the requested object is a list (*{}.{}List)",
+                    resource.go_package(),
                     resource.kind()
                 ),
                 None,

@@ -63,7 +63,7 @@ impl Kubernetes {
     pub fn create_node(&self, name: &str) {
         let key = Key::new(Resource::Nodes, "", name);
         self.inner.store.write(&key, |node| {
-            let labels = owned(&[("kubernetes.io/hostname", name)]);
+            let labels = owned(&[("kubernetes.io/hostname", name), ("kubernetes.io/os", "linux")]);
             let new = || json!({ "metadata": metadata(&key, &labels, &[]), "spec": {}, "status": {} });
             Some(node.cloned().unwrap_or_else(new))
         });
@@ -188,6 +188,11 @@ impl Kubernetes {
     /// Writes an object as it is given, with all that controllers and clients have left in it, as from a backup.
     pub fn restore(&self, resource: Resource, object: Value) {
         self.inner.store.write(&Key::of(resource, &object), |_| Some(object));
+    }
+
+    /// An object of any kind is gone at once; the namespace is empty for what has none.
+    pub fn remove(&self, resource: Resource, namespace: &str, name: &str) {
+        self.inner.store.write(&Key::new(resource, namespace, name), |_| None);
     }
 
     fn ensure_namespace(&self, name: &str) {

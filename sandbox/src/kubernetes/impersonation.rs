@@ -1,7 +1,8 @@
 //! Impersonation: to act as another user for one request.
 //!
 //! Constrained impersonation ([KEP-5284](https://kep.k8s.io/5284)) as a 1.36 server has it by default, for
-//! nodes; who else is to be impersonated is refused in the words of a server on which nobody may. The order
+//! nodes. Administrators act as whomever they like, as of old; to all others who else is to be impersonated is refused in
+//! the words of a server on which nobody may. The order
 //! of the checks, and so which of them a refusal names, is that of
 //! `k8s.io/apiserver/pkg/endpoints/filters/impersonation`.
 
@@ -16,6 +17,8 @@ use super::{
 
 const GROUP: &str = "authentication.k8s.io";
 const USER: &str = "impersonate-user";
+/// `authentication.kubernetes.io/node-name`, of `extra`.
+const OF_NODE: &str = "impersonate-extra-authentication.kubernetes.io%2fnode-name";
 
 /// Who the request is to be made as; none: as who sent it.
 ///
@@ -63,10 +66,29 @@ pub(super) fn impersonated(
             Err(refusal) => refusals.push(refusal),
         }
     }
+    if user.administrator {
+        return Ok(Some(as_of_old(wanted, headers)));
+    }
     let legacy = Attributes { verb: "impersonate", resource: "users", name: wanted, ..Attributes::default() };
-    // Nobody has the old right here, administrators neither: it would make others than nodes.
+    // Nobody else has the old right here: it would make others than nodes.
     refusals.push(super::access::forbidden(user, legacy, ""));
     Err(refusals.swap_remove(0))
+}
+
+/// Whoever was named, with the groups that the API server itself would give a service account where none are named.
+fn as_of_old(name: &str, headers: &HeaderMap) -> User {
+    let values = |name: &str| headers.get_all(name).iter().filter_map(|value| value.to_str().ok().map(str::to_owned));
+    let mut groups = values("impersonate-group").collect::<Vec<_>>();
+    let account = name.strip_prefix("system:serviceaccount:").and_then(|account| account.split_once(':'));
+    if let Some((namespace, _)) = account.filter(|_| groups.is_empty()) {
+        groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+    }
+    if !groups.iter().any(|group| group == "system:unauthenticated" || group == "system:authenticated") {
+        groups.push("system:authenticated".to_owned());
+    }
+    let administrator = groups.iter().any(|group| group == "system:masters");
+    let bound_to_node = values(OF_NODE).next();
+    User { name: name.to_owned(), administrator, groups, bound_to_node }
 }
 
 /// Whether the user may do what it wants to while impersonating, and may impersonate that one.

@@ -1,12 +1,12 @@
 //! The cluster's API server: what a node daemon needs of it, as strict as a real one of 1.36.
 //!
 //! It owns namespaces, nodes, pods, service accounts and Events, their versions and their history, and answers
-//! get, list, watch and TokenRequest. Statuses, reasons and texts are a real server's. State changes only
+//! get, list, watch, TokenRequest and SelfSubjectAccessReview; DaemonSets too, so that who runs on the nodes can be told. Statuses, reasons and texts are a real server's. State changes only
 //! by this type's methods, in the names of kubelet, controllers and kubectl: of what a real server would also
 //! let a client write, Events are taken here, and patches that remove taints of Nodes; all else is refused with 405. It speaks JSON over HTTP/1.1, with bearer tokens.
 //!
 //! Service accounts may do nothing but what [`Kubernetes::grant`] gives them, and get 403 otherwise. Nodes
-//! are impersonated as constrained impersonation has it, and may do what nodes may; nobody else is.
+//! are impersonated as constrained impersonation has it, and may do what nodes may; whoever else, by administrators alone.
 
 mod accept;
 mod access;
@@ -23,6 +23,7 @@ mod options;
 mod patch;
 mod request;
 mod resource;
+mod review;
 mod selector;
 mod serve;
 mod status;
@@ -86,6 +87,8 @@ struct Inner {
     users: Users,
     access: Access,
     faults: Faults,
+    /// Of the version that it says it has.
+    minor: AtomicU64,
     requests: Mutex<Vec<RecordedRequest>>,
     watches: Watches,
     traffic: Traffic,
@@ -117,6 +120,7 @@ impl Kubernetes {
             store,
             users: Users::default(),
             access: Access::default(),
+            minor: AtomicU64::new(36),
             requests: Mutex::default(),
             watches: Watches::default(),
             traffic: Traffic::default(),
@@ -160,6 +164,11 @@ impl Kubernetes {
             "current-context": "sandbox",
         });
         format!("{config:#}\n")
+    }
+
+    /// From now on it says that it is of version 1.`minor`. What it serves stays that of 1.36.
+    pub fn set_version(&self, minor: u64) {
+        self.inner.minor.store(minor, Ordering::Relaxed);
     }
 
     /// What can be made to go wrong.

@@ -208,6 +208,7 @@ impl PodStatus {
             "phase": self.phase.name(),
             "qosClass": "BestEffort",
             "startTime": started,
+            "conditions": [{ "type": "Ready", "status": if running { "True" } else { "False" }, "lastProbeTime": null, "lastTransitionTime": started }],
             "containerStatuses": [{
                 "name": "main",
                 "image": "example.com/main",

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 /// A resource, version 1 of its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
+    /// DaemonSets, of the group `apps`.
+    DaemonSets,
     /// Events, of the group `events.k8s.io`.
     Events,
     /// Namespaces.
@@ -21,7 +23,7 @@ impl Resource {
     /// By its group and its name in a path.
     #[must_use]
     pub fn from_name(group: &str, name: &str) -> Option<Self> {
-        [Self::Events, Self::Namespaces, Self::Nodes, Self::Pods, Self::ServiceAccounts]
+        [Self::DaemonSets, Self::Events, Self::Namespaces, Self::Nodes, Self::Pods, Self::ServiceAccounts]
             .into_iter()
             .find(|resource| (resource.group(), resource.name()) == (group, name))
     }
@@ -30,6 +32,7 @@ impl Resource {
     #[must_use]
     pub fn group(self) -> &'static str {
         match self {
+            Self::DaemonSets => "apps",
             Self::Events => "events.k8s.io",
             Self::Namespaces | Self::Nodes | Self::Pods | Self::ServiceAccounts => "",
         }
@@ -39,6 +42,7 @@ impl Resource {
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
+            Self::DaemonSets => "apps/v1",
             Self::Events => "events.k8s.io/v1",
             Self::Namespaces | Self::Nodes | Self::Pods | Self::ServiceAccounts => "v1",
         }
@@ -48,6 +52,7 @@ impl Resource {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::DaemonSets => "daemonsets",
             Self::Events => "events",
             Self::Namespaces => "namespaces",
             Self::Nodes => "nodes",
@@ -60,6 +65,7 @@ impl Resource {
     #[must_use]
     pub fn kind(self) -> &'static str {
         match self {
+            Self::DaemonSets => "DaemonSet",
             Self::Events => "Event",
             Self::Namespaces => "Namespace",
             Self::Nodes => "Node",
@@ -68,13 +74,34 @@ impl Resource {
         }
     }
 
+    /// The package of its objects' types, as a real server names them.
+    pub(super) fn go_package(self) -> &'static str {
+        match self {
+            Self::DaemonSets => "apps",
+            Self::Events | Self::Namespaces | Self::Nodes | Self::Pods | Self::ServiceAccounts => "core",
+        }
+    }
+
     pub(super) fn namespaced(self) -> bool {
-        matches!(self, Self::Events | Self::Pods | Self::ServiceAccounts)
+        matches!(self, Self::DaemonSets | Self::Events | Self::Pods | Self::ServiceAccounts)
     }
 
     /// What a bookmark carries: an object of the kind with nothing set but its version.
     pub(super) fn empty_object(self) -> Value {
         match self {
+            Self::DaemonSets => json!({
+                "spec": {
+                    "selector": null,
+                    "template": { "metadata": {}, "spec": { "containers": null } },
+                    "updateStrategy": {},
+                },
+                "status": {
+                    "currentNumberScheduled": 0,
+                    "numberMisscheduled": 0,
+                    "desiredNumberScheduled": 0,
+                    "numberReady": 0,
+                },
+            }),
             Self::Events => json!({
                 "eventTime": null,
                 "regarding": {},
@@ -127,7 +154,7 @@ impl Resource {
             ),
             Self::Namespaces => matches!(label, "metadata.name" | "status.phase"),
             Self::Nodes => matches!(label, "metadata.name" | "spec.unschedulable"),
-            Self::ServiceAccounts => {
+            Self::DaemonSets | Self::ServiceAccounts => {
                 if !matches!(label, "metadata.name" | "metadata.namespace") {
                     return Err(format!(
                         "{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""

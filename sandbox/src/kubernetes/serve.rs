@@ -1,5 +1,7 @@
 //! From a request to its answer: who asks, what went wrong on purpose, who may, what is served.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
@@ -15,6 +17,7 @@ use super::{
     patch,
     request::RequestInfo,
     resource::Resource,
+    review,
     status::{FieldError, Status, json_response, typed_response},
     store::Key,
     watch,
@@ -32,6 +35,8 @@ enum Endpoint {
     Collection(Resource),
     Object(Resource, String),
     Token(String),
+    /// What the caller may do.
+    AccessReview,
 }
 
 impl Kubernetes {
@@ -90,7 +95,9 @@ impl Kubernetes {
         match (method, path) {
             (&Method::GET, DISCOVERY_PATH) => document("application/json", self.inner.issuer.discovery()),
             (&Method::GET, JWKS_PATH) => document("application/jwk-set+json", self.inner.issuer.jwks()),
-            (&Method::GET, "/version") => document("application/json", version()),
+            (&Method::GET, "/version") => {
+                document("application/json", version(self.inner.minor.load(Ordering::Relaxed)))
+            }
             (&Method::GET, "/healthz" | "/livez" | "/readyz") => {
                 typed_response(StatusCode::OK, "text/plain; charset=utf-8", "ok".to_owned())
             }
@@ -109,6 +116,8 @@ impl Kubernetes {
     ) -> Result<Response<Body>, Status> {
         let version_1 = match info.group.as_str() {
             "" => "/api/v1/",
+            "apps" => "/apis/apps/v1/",
+            "authorization.k8s.io" => "/apis/authorization.k8s.io/v1/",
             "events.k8s.io" => "/apis/events.k8s.io/v1/",
             _ => return Ok(not_found()),
         };
@@ -118,7 +127,7 @@ impl Kubernetes {
         let endpoint = Endpoint::of(info)?;
         let write = match (&endpoint, request.method()) {
             (Endpoint::Collection(_) | Endpoint::Object(..), &Method::GET) => false,
-            (Endpoint::Token(_), &Method::POST) => true,
+            (Endpoint::Token(_) | Endpoint::AccessReview, &Method::POST) => true,
             (Endpoint::Collection(Resource::Events), &Method::POST) if info.in_namespace => true,
             (Endpoint::Object(Resource::Events | Resource::Nodes, _), &Method::PATCH) => true,
             _ => return Err(Status::method_not_allowed()),
@@ -154,6 +163,12 @@ impl Kubernetes {
                 self.object(&key, query.get("resourceVersion").unwrap_or_default(), form).await
             }
             Endpoint::Token(name) => self.token((&info.namespace, &name), query, form, request, user).await,
+            Endpoint::AccessReview => {
+                dry_run(query)?;
+                let answer = review::create(&self.inner.access, user, &json_body(request).await?)?;
+                let answer = form.typed(answer, "authorization.SelfSubjectAccessReview")?;
+                Ok(json_response(StatusCode::CREATED, &answer))
+            }
         }
     }
 
@@ -201,10 +216,7 @@ impl Kubernetes {
     ) -> Result<Response<Body>, Status> {
         let body = json_body(request).await?;
         // A dry run of a TokenRequest does what a real one does: nothing is stored either way.
-        if let Some(other) = query.get("dryRun").filter(|value| *value != "All") {
-            let error = FieldError::unsupported("dryRun", [other], &["All"]);
-            return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
-        }
+        dry_run(query)?;
         let answer = self.create_token(namespace, name, &body, Some(user))?;
         Ok(json_response(StatusCode::CREATED, &form.typed(answer, "authentication.TokenRequest")?))
     }
@@ -214,6 +226,12 @@ impl Kubernetes {
 
 impl Endpoint {
     fn of(info: &RequestInfo) -> Result<Self, Status> {
+        if (info.group.as_str(), info.resource.as_str()) == (review::GROUP, review::RESOURCE)
+            && info.parts.len() == 1
+            && !info.in_namespace
+        {
+            return Ok(Self::AccessReview);
+        }
         let resource = Resource::from_name(&info.group, &info.resource).ok_or_else(Status::no_such_resource)?;
         if info.in_namespace && !resource.namespaced() {
             return Err(Status::no_such_resource());
@@ -226,6 +244,16 @@ impl Endpoint {
             }
             ([_, name, "token"], Resource::ServiceAccounts) if info.in_namespace => Ok(Self::Token((*name).to_owned())),
             _ => Err(Status::no_such_resource()),
+        }
+    }
+}
+
+fn dry_run(query: &Query) -> Result<(), Status> {
+    match query.get("dryRun").filter(|value| *value != "All") {
+        None => Ok(()),
+        Some(other) => {
+            let error = FieldError::unsupported("dryRun", [other], &["All"]);
+            Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]))
         }
     }
 }
@@ -251,11 +279,11 @@ fn not_found() -> Response<Body> {
     typed_response(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".to_owned())
 }
 
-fn version() -> serde_json::Value {
+fn version(minor: u64) -> serde_json::Value {
     json!({
         "major": "1",
-        "minor": "36",
-        "gitVersion": "v1.36.0-sandbox",
+        "minor": minor.to_string(),
+        "gitVersion": format!("v1.{minor}.0-sandbox"),
         "gitCommit": "",
         "gitTreeState": "",
         "buildDate": "1970-01-01T00:00:00Z",

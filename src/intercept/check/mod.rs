@@ -55,9 +55,32 @@ pub enum Mark {
     Unknown,
 }
 
+/// What a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The routing rules that keep pods from the real service.
+    Guard,
+    /// The redirect to the daemon, and what lets it in.
+    Redirect,
+    /// What keeps redirected packets from arriving.
+    Obstacles,
+    /// Rules of other programs for the same addresses.
+    Others,
+    /// Pods on the node's network.
+    HostNetwork,
+    /// The daemon.
+    Daemon,
+    /// Whether a pod can send from another's address.
+    Addresses,
+    /// Rules where none are wanted.
+    Leftovers,
+}
+
 /// One line of the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
+    /// About what.
+    pub subject: Subject,
     /// How it is.
     pub mark: Mark,
     /// What.
@@ -85,32 +108,41 @@ pub fn is_well(findings: &[Finding]) -> bool {
 /// What follows from the facts.
 #[must_use]
 pub fn findings(expected: &Expected, facts: &Facts) -> Vec<Finding> {
-    let mut findings = Findings(Vec::new());
+    let mut findings = Findings { of: Subject::Leftovers, list: Vec::new() };
     let Some(wanted) = expected.wanted else {
         nothing_wanted(facts, &mut findings);
-        daemon(expected, facts, &mut findings);
-        return findings.0;
+        daemon(expected, facts, findings.about(Subject::Daemon));
+        return findings.list;
     };
-    guard_of_each(expected, facts, &mut findings);
-    redirect::look(wanted, expected, facts, &mut findings);
-    in_the_way(wanted, facts, &mut findings);
-    others::look(expected, facts, &mut findings);
-    host::look(expected.host_network, facts, &mut findings);
-    daemon(expected, facts, &mut findings);
-    forged_addresses(facts, &mut findings);
-    findings.0
+    guard_of_each(expected, facts, findings.about(Subject::Guard));
+    redirect::look(wanted, expected, facts, findings.about(Subject::Redirect));
+    in_the_way(wanted, facts, findings.about(Subject::Obstacles));
+    others::look(expected, facts, findings.about(Subject::Others));
+    host::look(expected.host_network, facts, findings.about(Subject::HostNetwork));
+    daemon(expected, facts, findings.about(Subject::Daemon));
+    forged_addresses(facts, findings.about(Subject::Addresses));
+    findings.list
 }
 
-struct Findings(Vec<Finding>);
+struct Findings {
+    /// What those that are added now are about.
+    of: Subject,
+    list: Vec<Finding>,
+}
 
 // === impl Findings ===
 
 impl Findings {
+    fn about(&mut self, subject: Subject) -> &mut Self {
+        self.of = subject;
+        self
+    }
+
     /// What follows from two facts is said once.
     fn add(&mut self, mark: Mark, text: impl Into<String>) {
-        let finding = Finding { mark, text: text.into() };
-        if !self.0.contains(&finding) {
-            self.0.push(finding);
+        let finding = Finding { subject: self.of, mark, text: text.into() };
+        if !self.list.contains(&finding) {
+            self.list.push(finding);
         }
     }
 

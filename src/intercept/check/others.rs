@@ -18,7 +18,7 @@ const REMEDY: &str =
     "another interceptor's (kube2iam, kiam)? Two of them on a node answer one pod each in its own way: remove it";
 
 pub(super) fn look(expected: &Expected, facts: &Facts, findings: &mut Findings) {
-    let before = findings.0.len();
+    let before = findings.list.len();
     // Our table of nftables comes before all of iptables.
     let by_nft = redirect::all(facts).into_iter().filter(|found| found.by == "nft").map(|found| found.address);
     let by_nft = by_nft.collect::<Vec<_>>();
@@ -34,7 +34,7 @@ pub(super) fn look(expected: &Expected, facts: &Facts, findings: &mut Findings) 
         }
         Err(error) => findings.unread("others' rules for the same addresses", error, facts.own_tables),
     }
-    if findings.0.len() == before {
+    if findings.list.len() == before {
         findings.ok("others' rules for the same addresses: none");
     }
 }
