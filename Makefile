@@ -47,7 +47,7 @@ test-chart: ## Test the chart: rendered, on a real API server, and with the daem
 
 test-apiserver: ## Run the tests on a real API server, which is built once (root, Go 1.26; minutes at first)
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }
-	cargo test --locked --test apiserver --test contract -- --ignored
+	cargo test --locked --test apiserver --test contract --test migrate -- --ignored
 
 test-histories: ## Try index and schedule under ten million random histories each, sockets under a hundred thousand (an hour)
 	cargo test --locked --lib ten_million_histories -- --ignored

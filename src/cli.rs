@@ -7,10 +7,12 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 mod cluster;
+mod migrate;
 mod trust_policy;
 
 pub use self::{
     cluster::ClusterArgs,
+    migrate::{MigrateArgs, MigrateFrom, MigrateFromArgs},
     trust_policy::{PolicyFormat, TrustPolicyArgs},
 };
 
@@ -57,6 +59,8 @@ pub enum Command {
     /// step fails, 69 if no daemon answers.
     #[command(args_override_self = true)]
     Explain(ExplainArgs),
+    /// Plan the way from kube2iam or kiam: ServiceAccounts, patches, trust policies and steps, as files. Changes nothing.
+    Migrate(MigrateArgs),
     /// Write the trust policies of the roles that service accounts ask for, and the IAM OIDC providers that they need; say whom a
     /// trust policy admits (--check); add an issuer to one, or take one out. Exit code 1 if something is to be done, 69 if the
     /// cluster cannot be asked.
@@ -93,9 +97,10 @@ pub struct ExplainArgs {
 }
 
 /// As what something is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// Lines.
+    #[default]
     Text,
     /// One JSON object.
     Json,

@@ -21,7 +21,7 @@ use kube2irsa::{
         check::{self, Expected},
     },
     memory,
-    operator::{OperatorError, Verdict, trust_policy},
+    operator::{OperatorError, Verdict, migrate, trust_policy},
     telemetry,
 };
 use tokio::{
@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         Command::Run(args) => Config::new(&args).map(run),
         Command::Probe(args) => Ok(probe(&args)),
         Command::Explain(args) => explain(&args),
+        Command::Migrate(args) => operator(async |out| migrate::run(&args, out).await),
         Command::TrustPolicy(args) => operator(async |out| trust_policy::run(&args, out).await),
         Command::Completions { shell } => Ok(completions(shell)),
         Command::Man { directory } => Ok(manual(directory.as_deref())),

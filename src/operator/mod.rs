@@ -6,6 +6,7 @@
 use crate::config::ConfigErrors;
 
 pub mod cluster;
+pub mod migrate;
 pub mod trust_policy;
 
 /// What a command that was carried out found.
