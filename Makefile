@@ -48,7 +48,7 @@ test-chart: ## Test the chart: rendered, on a real API server, and with the daem
 
 test-apiserver: ## Run the tests on a real API server, which is built once (root, Go 1.26; minutes at first)
 	@command -v go > /dev/null || { echo "make test-apiserver needs Go 1.26 or later on the PATH" >&2; exit 1; }
-	cargo test --locked --test apiserver --test contract -- --ignored
+	cargo test --locked --test apiserver --test contract --test migrate -- --ignored
 
 test-trust-policy: ## Let cfn-lint and an HCL parser read what trust-policy writes (root, Python, PyPI)
 	cargo test --locked --test trust_policy -- --ignored

@@ -8,12 +8,14 @@ use clap_complete::Shell;
 
 mod cluster;
 mod doctor;
+mod migrate;
 mod oidc;
 mod trust_policy;
 
 pub use self::{
     cluster::ClusterArgs,
     doctor::DoctorArgs,
+    migrate::{MigrateArgs, MigrateFrom, MigrateFromArgs},
     oidc::{OidcApiServerArgs, OidcArgs, OidcCheckArgs, OidcCommand, OidcExportArgs, OidcShowArgs},
     trust_policy::{PolicyFormat, TrustPolicyArgs},
 };
@@ -63,6 +65,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// The cluster's token issuer: as the API server has it, as files for a web host, and as AWS sees it.
     Oidc(OidcArgs),
+    /// Plan the way from kube2iam or kiam: ServiceAccounts, patches, trust policies and steps, as files. Changes nothing.
+    Migrate(MigrateArgs),
     /// Write the trust policies of the roles that service accounts ask for, and the IAM OIDC providers that they need; say whom a
     /// trust policy admits (--check); add an issuer to one, or take one out. Exit code 1 if something is to be done, 69 if the
     /// cluster cannot be asked.
@@ -111,9 +115,10 @@ pub struct ExplainArgs {
 }
 
 /// As what something is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// Lines.
+    #[default]
     Text,
     /// One JSON object.
     Json,

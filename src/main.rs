@@ -21,7 +21,7 @@ use kube2irsa::{
         check::{self, Expected},
     },
     memory,
-    operator::{OperatorError, Verdict, doctor, explain_all, oidc, trust_policy},
+    operator::{OperatorError, Verdict, doctor, explain_all, migrate, oidc, trust_policy},
     telemetry,
 };
 use tokio::{
@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         Command::Probe(args) => Ok(probe(&args)),
         Command::Explain(args) => explain(&args),
         Command::Oidc(args) => operator(async |out| oidc::run(&args, out).await),
+        Command::Migrate(args) => operator(async |out| migrate::run(&args, out).await),
         Command::TrustPolicy(args) => operator(async |out| trust_policy::run(&args, out).await),
         Command::Doctor(args) => operator(async |out| doctor::run(&args, out).await),
         Command::Completions { shell } => Ok(completions(shell)),

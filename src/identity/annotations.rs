@@ -17,7 +17,8 @@ pub const EKS_PREFIX: &str = "eks.amazonaws.com";
 
 /// The annotation that says how long sessions last.
 pub const SESSION_DURATION: &str = "kube2irsa.io/session-duration";
-const TARGET_ROLE_ARN: &str = "kube2irsa.io/target-role-arn";
+/// The annotation that names the role of a second hop.
+pub const TARGET_ROLE_ARN: &str = "kube2irsa.io/target-role-arn";
 /// The annotation that says which external id a second hop is made with.
 pub const EXTERNAL_ID: &str = "kube2irsa.io/external-id";
 const ADDITIONAL_ROLE_ARNS: &str = "kube2irsa.io/additional-role-arns";

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod doctor;
 pub mod explain_all;
 pub mod inventory;
+pub mod migrate;
 pub mod oidc;
 pub mod settings;
 pub mod trust_policy;

@@ -395,6 +395,16 @@ impl ApiServer {
         }
     }
 
+    /// What `kubectl patch` sends.
+    pub fn strategic_patch(&self, sandbox: &Sandbox, path: &str, patch: &Value) -> Answer {
+        self.send(sandbox, self.admin(), "PATCH", path, "application/strategic-merge-patch+json", patch.to_string())
+    }
+
+    /// What `kubectl apply --server-side` sends, to this path with its query.
+    pub fn apply_patch(&self, sandbox: &Sandbox, path: &str, object: &Value) -> Answer {
+        self.send(sandbox, self.admin(), "PATCH", path, "application/apply-patch+yaml", object.to_string())
+    }
+
     /// A JSON Patch.
     pub fn json_patch(&self, sandbox: &Sandbox, caller: Caller<'_>, path: &str, patch: &Value) -> Answer {
         self.send(sandbox, caller, "PATCH", path, "application/json-patch+json", patch.to_string())
