@@ -18,6 +18,7 @@ use tokio::{
     task::{JoinError, JoinHandle, JoinSet},
 };
 
+mod legacy;
 mod listeners;
 mod location;
 pub mod removal;
@@ -32,7 +33,7 @@ use crate::{
     },
     api_server,
     audit::Audit,
-    config::{Config, Intercept},
+    config::{Base, Config, Intercept},
     credentials::refresher::{Channel, Refresher},
     descriptors, drain,
     events::{self, Events},
@@ -187,6 +188,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         HostNetwork::On(host_pods, _) => host_pods,
         HostNetwork::Off(_) => HostPods::Off,
     };
+    let directory = directory.with_legacy(config.legacy.as_ref().map(legacy::of_directory));
     let directory = Arc::new(directory.with_host_pods(host_pods, host_network.means().and_then(Means::own_pod)));
     if let Some(interception) = &mut interception {
         interception.host = host_network.means().map(|means| {
@@ -238,6 +240,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         let directory = Arc::clone(&directory);
         move |grant: &_| directory.entitled(grant)
     };
+    let own = config.legacy.as_ref().and_then(|legacy| legacy.identity.clone()).filter(|_| !observes);
+    let own = own.map(|identity| legacy::own(identity, &config.node_name));
     let sts_place = Arc::new(OnceLock::new());
     let refresher = {
         let known = Arc::clone(&sts_place);
@@ -247,7 +251,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             // Until then whoever asks waits, as for an exchange that takes long.
             let (region, endpoint) = location::of_sts(place, &readiness).await;
             let _once = known.set(StsPlace { region: region.clone(), endpoint: endpoint.clone() });
-            let sts = Sts::new(https, region, endpoint, cluster, Arc::clone(&metrics));
+            let sts = Sts::new(https, region, endpoint, cluster, Arc::clone(&metrics)).with_own(own);
             Refresher::new(Arc::new(tokens), Arc::new(sts), limits, entitled, events, metrics, channel).run().await;
         }
     };
@@ -328,10 +332,25 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
             std::future::pending().await
         });
     }
+    let format = config.legacy.as_ref().map(|legacy| legacy.format);
+    match config.legacy.map(|legacy| legacy.base) {
+        Some(Base::Given(base)) => directory.take_legacy_names_for(base),
+        Some(Base::OfAccount(account)) => {
+            let (readiness, directory) = (Arc::clone(&readiness), Arc::clone(&directory));
+            spawn(&mut tasks, "account of the roles that pods name", async move {
+                if let PlainNames::Of { partition, account } = location::account(account, &readiness).await {
+                    directory.take_legacy_names_for(format!("arn:{partition}:iam::{account}:role/"));
+                }
+                std::future::pending().await
+            });
+        }
+        None => {}
+    }
     let accounts = accounts::service_accounts(
         client,
         keys_in_force,
         config.namespace_policy,
+        format,
         Arc::clone(&directory),
         Arc::clone(&metrics),
     );

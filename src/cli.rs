@@ -311,6 +311,45 @@ pub struct RunArgs {
     #[arg(long, value_name = "PARTITION", env = "KUBE2IRSA_AWS_PARTITION")]
     pub aws_partition: Option<String>,
 
+    /// Heed the annotations of kube2iam and kiam (docs/legacy.md): a pod whose ServiceAccount names no role gets the one that
+    /// the pod names (iam.amazonaws.com/role), if its Namespace permits that.
+    #[arg(long, env = "KUBE2IRSA_LEGACY_ANNOTATIONS")]
+    pub legacy_annotations: bool,
+
+    /// How the roles that pods name are had: by a token of the pod's ServiceAccount, which they must trust, or by AssumeRole
+    /// as kube2iam does it, with an identity of the daemon's own that may assume them all.
+    #[arg(
+        long,
+        value_name = "web-identity|assume-role",
+        default_value = "web-identity",
+        env = "KUBE2IRSA_LEGACY_SOURCE"
+    )]
+    pub legacy_source: String,
+
+    /// With --legacy-source assume-role, whose identity that is: the node's, as the real metadata service gives it out, or
+    /// that of AWS_ROLE_ARN with the token in AWS_WEB_IDENTITY_TOKEN_FILE.
+    #[arg(long, value_name = "node|web-identity", default_value = "node", env = "KUBE2IRSA_LEGACY_IDENTITY")]
+    pub legacy_identity: String,
+
+    /// What stands before the name of a role that a pod or a Namespace names, such as arn:aws:iam::111122223333:role/team/.
+    /// Absent: that of --aws-account in --aws-partition, or of the node's own account, without a path.
+    #[arg(long, value_name = "ARN", env = "KUBE2IRSA_LEGACY_BASE_ROLE_ARN")]
+    pub legacy_base_role_arn: Option<String>,
+
+    /// How Namespaces write the roles that their pods may name (iam.amazonaws.com/allowed-roles).
+    #[arg(long, value_name = "glob|regexp", default_value = "glob", env = "KUBE2IRSA_LEGACY_NAMESPACE_FORMAT")]
+    pub legacy_namespace_format: String,
+
+    /// What a Namespace permits that has neither iam.amazonaws.com/allowed-roles nor iam.amazonaws.com/permitted: nothing
+    /// (`required`) or all (`annotated`).
+    #[arg(
+        long,
+        value_name = "required|annotated",
+        default_value = "required",
+        env = "KUBE2IRSA_LEGACY_NAMESPACE_POLICY"
+    )]
+    pub legacy_namespace_policy: String,
+
     /// With which power tokens are asked for: as our node, which the API server keeps to its pods (Kubernetes
     /// 1.36), or as ourselves; `auto` finds out.
     #[arg(long, value_name = "auto|node|direct", default_value = "auto", env = "KUBE2IRSA_TOKEN_ACCESS")]

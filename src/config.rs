@@ -13,12 +13,14 @@ use http::Uri;
 use kube::config::{Kubeconfig, NamedCluster};
 
 mod aws;
+mod legacy;
 mod limits;
 mod rules;
 
 use self::aws::Aws;
 pub use self::{
     aws::{ComposeRoleArn, Source, StsConfig, StsLocation},
+    legacy::{Base, LegacyConfig, OwnIdentity},
     rules::{Removal, expected},
 };
 use crate::{
@@ -54,6 +56,8 @@ pub struct Config {
     pub annotation_keys: Keys,
     /// Whose roles those annotations mean that are no ARN, where they mean any.
     pub compose_role_arn: Option<ComposeRoleArn>,
+    /// How roles are had that pods name themselves, where that is heeded.
+    pub legacy: Option<LegacyConfig>,
     /// How namespaces limit the roles of their pods.
     pub namespace_policy: NamespacePolicy,
     /// With which power tokens are asked for.
@@ -223,7 +227,9 @@ impl Config {
         if args.state_dir.is_empty() {
             errors.add("--state-dir: must not be empty".to_owned(), ());
         }
-        let Aws { sts, compose_role_arn, facts } = Aws::read(args, &mut errors);
+        let Aws { sts, account, facts } = Aws::read(args, &mut errors);
+        let legacy = legacy::read(args, account.as_ref(), facts.imds.as_ref(), &mut errors);
+        let compose_role_arn = account.filter(|_| args.compose_role_arn);
         let allowed = allowed(args, facts.imds.as_ref(), &mut errors);
         let limits = limits::read(args, &mut errors);
         let audit_log = args.audit_log.as_deref().map(|to| audit_log(to, &mut errors));
@@ -238,6 +244,7 @@ impl Config {
             token_audience: args.token_audience.clone(),
             annotation_keys: Keys::new(&args.annotation_prefix),
             compose_role_arn,
+            legacy,
             namespace_policy,
             token_access,
             remove_taint: args.remove_taint,

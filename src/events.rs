@@ -80,7 +80,7 @@ impl Events {
 
     /// The annotations of the pod's service account cannot be meant, or its namespace does not permit the role.
     pub fn invalid(&self, pod: &Pod, error: &AnnotationError) {
-        self.report(pod, Problem::invalid(pod.namespace.as_str(), pod.service_account.as_str(), error));
+        self.report(pod, Problem::invalid(&note::who(pod, error.is_of_pod()), error));
     }
 
     /// A fetch failed; `renewal`: there are credentials that are still served.
@@ -148,13 +148,13 @@ pub const OURS: &str = "/apis/events.k8s.io/v1/events?fieldSelector=reportingCon
 /// What annotations that cannot be meant, or a role that is not permitted, are said to be, and what to do.
 #[must_use]
 pub fn words_of_invalid(pod: &Pod, error: &AnnotationError) -> String {
-    words_of_invalid_account(pod.namespace.as_str(), pod.service_account.as_str(), error)
+    Problem::invalid(&note::who(pod, error.is_of_pod()), error).note
 }
 
 /// The same of a service account, whoever uses it.
 #[must_use]
 pub fn words_of_invalid_account(namespace: &str, account: &str, error: &AnnotationError) -> String {
-    Problem::invalid(namespace, account, error).note
+    Problem::invalid(&format!("ServiceAccount {namespace}/{account}"), error).note
 }
 
 /// As the field names its Events: after the object, and when it was first so.

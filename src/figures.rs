@@ -11,7 +11,7 @@ use nix::sys::{
 use crate::{
     clock::{self, Now},
     credentials::{Standing, Store},
-    identity::{Directory, Reach, Role},
+    identity::{Directory, Reach, Role, directory::LegacyFigures},
     metrics::Metrics,
 };
 
@@ -38,6 +38,12 @@ pub fn take(metrics: &Metrics, directory: &Directory, store: &Store) {
     metrics.disputed_addresses.set(count(figures.disputed));
     metrics.suspended_addresses.set(count(figures.suspended));
     metrics.pods_with_invalid_role.set(count(figures.invalid));
+    if let Some(LegacyFigures { used, superseded, refused, not_known }) = figures.legacy {
+        for (role, pods) in [("used", used), ("superseded", superseded), ("refused", refused), ("not_known", not_known)]
+        {
+            metrics.legacy_pods.with_label_values(&[role]).set(count(pods));
+        }
+    }
     let sessions = store.figures(now);
     for standing in STANDINGS {
         let in_it = sessions.standings.get(&standing).copied().unwrap_or_default();

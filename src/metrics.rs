@@ -145,6 +145,12 @@ metrics! {
                 "Pods whose service account has annotations that cannot be meant, or asks for a role that its namespace does \
                  not permit.",
                 note("The log and [Events](events.md) name them.");
+            pub legacy_pods: IntGaugeVec = "kube2irsa_legacy_pods",
+                "With --legacy-annotations: pods that name a role by the annotations of kube2iam and kiam, by what becomes of it.",
+                by(&[Label::new("role", &["used", "superseded", "refused", "not_known"])]), on_demand(),
+                note("See [the page of it](legacy.md). `used`: they live of it; `superseded`: their service account names one, so \
+                      that the annotation can go; `refused`: it cannot be meant, or is not permitted. **Once `used` is 0 on \
+                      all nodes for as long as your rarest job takes to come, the flag can go.**");
             requests: Resolved<IntCounter> = "kube2irsa_requests_total",
                 "Answers to pods, by what was asked for and HTTP status.",
                 by(&[KIND, STATUS]),
@@ -198,11 +204,12 @@ metrics! {
                     Label::new("action", &["web_identity", "assume_role"]),
                     Label::new("result", &["ok", "AccessDenied", "ExpiredToken", "ExpiredTokenException",
                         "IDPCommunicationError", "IDPRejectedClaim", "InternalFailure", "InvalidClientTokenId",
-                        "InvalidIdentityToken", "MalformedPolicyDocument", "NoCredentials", "NoRegion",
+                        "InvalidIdentityToken", "MalformedPolicyDocument", "NoCredentials", "NoIdentity", "NoRegion",
                         "PackedPolicyTooLarge", "RegionDisabledException", "ServiceUnavailable", "SignatureDoesNotMatch",
                         "Throttling", "Timeout", "Unreachable", "Unreadable", "ValidationError", "other"]),
                 ]),
-                note("`assume_role`: the second hop.");
+                note("`assume_role`: the second hop, and of roles that pods name with `--legacy-source assume-role`; **`NoIdentity`: the \
+                      keys for those are not to be had.**");
             pub exchange_seconds: Histogram = "kube2irsa_sts_exchange_duration_seconds",
                 "Seconds that a call of STS took.",
                 buckets(&[0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5]);

@@ -323,6 +323,8 @@ fn values_that_cannot_be_meant_are_refused_and_named() {
         (json!({"admission": {"forbiddenNamespaces": "kube-system"}}), "forbiddenNamespaces"),
         (json!({"admission": {"exemptServiceAccounts": ["aws-node"]}}), "exemptServiceAccounts"),
         (json!({"flags": {"host-network": false}}), "host-network"),
+        (json!({"flags": {"legacy-source": "node"}}), "legacy-source"),
+        (json!({"legacyIdentity": {"roleArn": "kube2irsa"}}), "roleArn"),
         (json!({"stateDir": "run"}), "stateDir"),
         // Which Helm read of 012345678901, without quotes.
         (json!({"flags": {"aws-account": 12_345_678_901_u64}}), "aws-account"),
@@ -353,10 +355,13 @@ fn all_flags() -> Value {
         "container-endpoints" => "169.254.170.2,fd00:ec2::23",
         "ca-bundle" => "/dev/null",
         "region" => "eu-central-1",
+        "legacy-base-role-arn" => "arn:aws:iam::111122223333:role/team/",
         _ => "text",
     };
     let value = |(name, schema): (&String, &Value)| {
         let value = match (&schema["enum"], schema["type"].as_str(), &schema["maximum"]) {
+            // The other one needs a role, which is no flag.
+            _ if name == "legacy-identity" => json!("node"),
             // Where nothing is redirected there is nothing to say of pods on the node's network.
             _ if name == "intercept" => json!("nft"),
             (Value::Array(words), ..) => words.last().unwrap().clone(),
@@ -407,6 +412,33 @@ fn the_daemon_takes_all_that_it_is_given() {
             let complaints = complaints(&objects, host, &wrong);
             let others = complaints.lines().filter(|line| !line.contains("--ca-bundle /dev/null")).collect::<Vec<_>>();
             assert_eq!(others, [format!("kube2irsa: {said}")], "{values}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "run by make test-chart"]
+fn a_role_of_the_daemons_own_comes_with_a_token_for_sts_alone_and_nobody_has_one_unasked() {
+    let role = "arn:aws:iam::111122223333:role/kube2irsa";
+    let values = |mode: &str| {
+        let flags =
+            json!({"legacy-annotations": true, "legacy-source": "assume-role", "legacy-identity": "web-identity"});
+        json!({"mode": mode, "flags": flags, "legacyIdentity": {"roleArn": role}})
+    };
+    for (values, has) in [(json!({}), false), (values("run"), true), (values("remove"), false)] {
+        let objects = render(NODE_MODE, &values);
+        let spec = &the(&objects, "DaemonSet")["spec"]["template"]["spec"];
+        let named = |list: &Value| list.as_array().unwrap().iter().find(|one| one["name"] == "own-identity").cloned();
+        assert_eq!(variable(&objects, "AWS_ROLE_ARN"), has.then_some(role));
+        let mount = named(&container(&objects)["volumeMounts"]);
+        let file = mount.map(|mount| format!("{}/token", mount["mountPath"].as_str().unwrap()));
+        assert_eq!(variable(&objects, "AWS_WEB_IDENTITY_TOKEN_FILE"), file.as_deref());
+        let token = json!({"path": "token", "audience": "sts.amazonaws.com", "expirationSeconds": 3600});
+        let volume = named(&spec["volumes"]).map(|volume| volume["projected"]["sources"].clone());
+        assert_eq!(volume, has.then(|| json!([{"serviceAccountToken": token}])), "{values}");
+        if has {
+            let said = complaints(&objects, "10.0.0.10", &["--worker-threads", "0"]);
+            assert_eq!(said.lines().count(), 1, "{said}");
         }
     }
 }

@@ -138,6 +138,21 @@ pub enum About {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         regional_sts: Option<bool>,
     },
+    /// What the pod's own annotations say of a role, where these are heeded (`--legacy-annotations`) and name one.
+    PodAnnotation {
+        /// The role that the pod gets by it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<String>,
+        /// How it is had: `web-identity` or `assume-role`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+        /// Whether it is assumed with an external id.
+        #[serde(default)]
+        external_id: bool,
+        /// Whether it is not heeded, since the service account names a role.
+        #[serde(default)]
+        superseded: bool,
+    },
     /// Whether its requests need a session token.
     Imdsv2 {
         /// Whether they do.

@@ -11,7 +11,8 @@ fn role(name: &str) -> RoleArn {
 
 fn grant(target: Option<RoleArn>) -> Grant {
     let target = target.map(|role| Target { role, external_id: None });
-    let wish = Wish { role: role("web"), target, audience: None, session_seconds: 3600, regional_sts: None };
+    let wish =
+        Wish { role: role("web"), target, audience: None, session_seconds: 3600, regional_sts: None, of_pod: None };
     Grant { pod: Arc::new(Pod::sample("uid-1", &[])), account: "sa".into(), wish }
 }
 

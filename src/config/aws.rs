@@ -7,7 +7,7 @@ use http::{
     uri::{Authority, Scheme},
 };
 
-use super::Errors;
+use super::{Errors, legacy};
 use crate::{
     cli::RunArgs,
     credentials::{SessionScope, schedule::Limits},
@@ -86,7 +86,8 @@ pub enum Source {
 /// All of it.
 pub(super) struct Aws {
     pub(super) sts: StsConfig,
-    pub(super) compose_role_arn: Option<ComposeRoleArn>,
+    /// Whose roles plain names mean, where they mean any.
+    pub(super) account: Option<ComposeRoleArn>,
     pub(super) facts: Given,
 }
 
@@ -120,8 +121,8 @@ impl Aws {
         let imds = imds(args, errors);
         let location = location(args, imds.clone(), errors);
         let facts = facts(args, imds.clone(), errors);
-        let compose_role_arn = compose_role_arn(args, imds, errors);
-        Self { sts: StsConfig { location, ca_bundle, cluster_name, limits, scope }, compose_role_arn, facts }
+        let account = account(args, imds, errors);
+        Self { sts: StsConfig { location, ca_bundle, cluster_name, limits, scope }, account, facts }
     }
 }
 
@@ -192,21 +193,27 @@ pub(super) fn location(args: &RunArgs, imds: Option<Uri>, errors: &mut Errors) -
 }
 
 /// The values are judged also where they are of no use yet.
-fn compose_role_arn(args: &RunArgs, imds: Option<Uri>, errors: &mut Errors) -> Option<ComposeRoleArn> {
+fn account(args: &RunArgs, imds: Option<Uri>, errors: &mut Errors) -> Option<ComposeRoleArn> {
+    let wanted = match (args.compose_role_arn, legacy::composes(args)) {
+        (true, _) => Some("--compose-role-arn"),
+        (false, true) => Some("--legacy-annotations without --legacy-base-role-arn"),
+        (false, false) => None,
+    };
     let mut source = |flag: &str, value: &Option<String>, is_one: fn(&str) -> bool, what: &str| match (value, &imds) {
         (Some(value), _) if is_one(value) => Source::Given(value.clone()),
         (Some(value), _) => errors.add(format!("{flag} {value:?}: is not {what}"), Source::Given(String::new())),
         (None, Some(imds)) => Source::AskImds(imds.clone()),
-        (None, None) if !args.compose_role_arn => Source::Given(String::new()),
-        (None, None) => {
-            let text =
-                format!("{flag}: is missing for --compose-role-arn, and with --imds-endpoint off nobody knows it");
-            errors.add(text, Source::Given(String::new()))
-        }
+        (None, None) => match wanted {
+            None => Source::Given(String::new()),
+            Some(wanted) => {
+                let text = format!("{flag}: is missing for {wanted}, and with --imds-endpoint off nobody knows it");
+                errors.add(text, Source::Given(String::new()))
+            }
+        },
     };
     let partition = source("--aws-partition", &args.aws_partition, names::is_partition, "a partition, such as aws-cn");
     let account = source("--aws-account", &args.aws_account, names::is_account, "an account's 12 digits");
-    args.compose_role_arn.then_some(ComposeRoleArn { partition, account })
+    wanted.is_some().then_some(ComposeRoleArn { partition, account })
 }
 
 fn read_certificates(file: &str) -> Result<Vec<u8>, String> {

@@ -268,3 +268,30 @@ fn an_admin_socket_is_a_path_that_the_kernel_can_hold() {
         |path: &str| errors(&["--admin-socket", path]).into_iter().filter(|e| e.starts_with("--admin-socket")).count();
     assert_eq!((of("/run/a.sock"), of(""), of("/run/"), of(&format!("/{}", "a".repeat(200)))), (0, 1, 1, 1));
 }
+
+#[test]
+fn what_pods_name_is_heeded_only_where_that_is_said_and_the_rest_of_it_is_safe_unless_said_otherwise() {
+    use crate::identity::legacy::{Format, Source as LegacySource, Unlimited};
+    let kubeconfig = file(KUBECONFIG);
+    let legacy = |flags: &[&str]| {
+        let needed = ["--node-name", "n", "--kubeconfig", kubeconfig.to_str().unwrap()];
+        Config::new(&args(&[&needed[..], flags].concat())).unwrap().legacy
+    };
+    assert_eq!(
+        legacy(&["--legacy-source", "assume-role", "--legacy-base-role-arn", "arn:aws:iam::111122223333:role"]),
+        None
+    );
+    let on = legacy(&["--legacy-annotations"]).unwrap();
+    assert_eq!((on.source, on.unlimited, on.format), (LegacySource::WebIdentity, Unlimited::Nothing, Format::Glob));
+    let imds: Uri = "http://169.254.169.254".parse().unwrap();
+    let (partition, account) = (Source::AskImds(imds.clone()), Source::Given("111122223333".to_owned()));
+    let of_account = Base::OfAccount(ComposeRoleArn { partition, account });
+    let flags = ["--legacy-annotations", "--aws-account", "111122223333", "--legacy-source", "assume-role"];
+    let assumes = legacy(&flags).unwrap();
+    assert_eq!((assumes.base, assumes.identity), (of_account, Some(OwnIdentity::Node(imds))));
+    for base in ["arn:aws-cn:iam::111122223333:role/team", "arn:aws-cn:iam::111122223333:role/team/"] {
+        let based = legacy(&["--legacy-annotations", "--legacy-base-role-arn", base]).unwrap();
+        let with_slash = Base::Given("arn:aws-cn:iam::111122223333:role/team/".to_owned());
+        assert_eq!((based.base, based.identity), (with_slash, None), "{base}: no identity where none is needed");
+    }
+}

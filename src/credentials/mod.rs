@@ -60,10 +60,13 @@ pub enum SessionScope {
 }
 
 impl SessionScope {
-    /// `<namespace>.<pod or service account>-<hash of its UID>`, cut so that the hash stays.
+    /// `<namespace>.<pod or service account>-<hash of its UID>`, cut so that the hash stays; or what the pod chose.
     #[must_use]
     pub fn session_name(self, grant: &Grant) -> String {
-        let Grant { pod, account, .. } = grant;
+        let Grant { pod, account, wish } = grant;
+        if let Some(chosen) = wish.of_pod.as_ref().and_then(|of_pod| of_pod.session_name.as_ref()) {
+            return chosen.clone();
+        }
         let (name, uid) = match self {
             Self::Pod => (&*pod.name, pod.uid.as_str()),
             Self::ServiceAccount => (pod.service_account.as_str(), account.as_str()),

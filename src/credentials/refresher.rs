@@ -343,14 +343,18 @@ impl Fetcher {
             calls.fetch_add(1, Ordering::Relaxed);
             self.audit.called(grant, &session_name, &call);
         };
-        let token = self.token(grant).await?;
-        let ask = Ask { wish: &grant.wish, session_name: &session_name, tags: &tags, token: &token, told: &told };
-        let session = match self.exchange.exchange(ask).await {
-            Err(error) if error.class == Class::TokenExpired => {
-                let token = self.token(grant).await?;
-                self.exchange.exchange(Ask { token: &token, ..ask }).await
+        let ask = Ask { wish: &grant.wish, session_name: &session_name, tags: &tags, token: None, told: &told };
+        let session = if grant.wish.takes_token() {
+            let token = self.token(grant).await?;
+            match self.exchange.exchange(Ask { token: Some(&token), ..ask }).await {
+                Err(error) if error.class == Class::TokenExpired => {
+                    let token = self.token(grant).await?;
+                    self.exchange.exchange(Ask { token: Some(&token), ..ask }).await
+                }
+                first => first,
             }
-            first => first,
+        } else {
+            self.exchange.exchange(ask).await
         };
         if let (Ok(session), SessionScope::ServiceAccount) = (&session, self.scope) {
             let shared = SharedSession::new(session.issued(), session_name.clone(), grant.pod.uid.clone());
@@ -385,11 +389,11 @@ fn tell_of(slot: &Slot, grant: &Grant, error: &FetchError, renewal: bool) {
     match slot.trace().tell(Some(error.kind())) {
         Some(_) => tracing::warn!(
             namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
-            "service account {}/{}{what}: {error}", pod.namespace, pod.service_account
+            "{}{what}: {error}", grant.by()
         ),
         None => tracing::debug!(
             namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
-            "service account {}/{}{what}, as before: {error}", pod.namespace, pod.service_account
+            "{}{what}, as before: {error}", grant.by()
         ),
     }
 }
@@ -400,12 +404,12 @@ fn tell_of_success(slot: &Slot, grant: &Grant, shortened: bool) {
     match slot.trace().tell(shortened.then(|| SHORTENED.to_owned())) {
         Some(_) if shortened => tracing::warn!(
             namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
-            "service account {}/{} gets shorter sessions than it asks for: the role does not allow {} s",
-            pod.namespace, pod.service_account, grant.wish.session_seconds
+            "{} gets shorter sessions than it asks for: the role does not allow {} s",
+            grant.by(), grant.wish.session_seconds
         ),
         Some(Some(before)) if before != SHORTENED => tracing::info!(
             namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name, %role,
-            "service account {}/{} gets credentials again", pod.namespace, pod.service_account
+            "{} gets credentials again", grant.by()
         ),
         Some(_) | None => {}
     }

@@ -29,7 +29,14 @@ fn grant(uid: &str) -> Arc<Grant> {
 }
 
 fn wish(role: &str) -> Wish {
-    Wish { role: role.parse().unwrap(), target: None, audience: None, session_seconds: 3600, regional_sts: None }
+    Wish {
+        role: role.parse().unwrap(),
+        target: None,
+        audience: None,
+        session_seconds: 3600,
+        regional_sts: None,
+        of_pod: None,
+    }
 }
 
 fn soon() -> tokio::time::Instant {

@@ -1,7 +1,7 @@
 //! What an Event says: what is wrong, and what whoever reads it can do. Pure.
 
 use crate::{
-    identity::{Grant, Pod, annotations::AnnotationError},
+    identity::{Grant, Pod, annotations::AnnotationError, policy::Forbids},
     sts::{Action, Class, ExchangeError},
     token::TokenError,
 };
@@ -71,24 +71,26 @@ impl Problem {
         Self { reason, which, note: cut(note, LONGEST_NOTE).to_owned(), passing }
     }
 
-    pub(super) fn invalid(namespace: &str, account: &str, error: &AnnotationError) -> Self {
+    pub(super) fn invalid(who: &str, error: &AnnotationError) -> Self {
         let (reason, advice) = match error {
-            AnnotationError::NotPermitted { .. } => (
+            AnnotationError::NotPermitted { by: Forbids::PermittedRoles, .. } => (
                 Reason::RoleNotPermitted,
                 "Have whoever owns the namespace add the role there, or name a permitted one on the ServiceAccount",
             ),
+            AnnotationError::NotPermitted { .. } => (
+                Reason::RoleNotPermitted,
+                "Have whoever owns the namespace permit the role there, or name it on the pod's ServiceAccount instead",
+            ),
+            _ if error.is_of_pod() => (Reason::InvalidAnnotation, "Correct the annotation of the pod"),
             _ => (Reason::InvalidAnnotation, "Correct the annotation of the ServiceAccount"),
         };
-        let consequence = error.consequence();
-        let note = format!(
-            "ServiceAccount {namespace}/{account} {consequence}: {error}. {advice}; the pod need not be restarted."
-        );
+        let note = format!("{who} {}: {error}. {advice}; the pod need not be restarted.", error.consequence());
         let which = error.to_string();
         Self::new(reason, which, &note, false)
     }
 
     pub(super) fn failed(grant: &Grant, cause: Cause<'_>, renewal: bool, audience: &str) -> Self {
-        let (account, role) = (account(&grant.pod), grant.role());
+        let (who, role) = (who(&grant.pod, grant.wish.of_pod.is_some()), grant.role());
         let audience = grant.wish.audience.as_deref().unwrap_or(audience);
         let (which, passing, what, advice) = match cause {
             Cause::Token(error) => {
@@ -98,7 +100,7 @@ impl Problem {
             Cause::Exchange(error) => {
                 let which = format!("{} {} {role}", error.action, error.label());
                 let what = format!("STS: {}", quote(error));
-                (which, error.class != Class::Permanent, what, of_exchange(error, &grant.pod, audience))
+                (which, error.class != Class::Permanent, what, of_exchange(error, grant, audience))
             }
             Cause::Clock => {
                 let what = "what STS gave has expired by the clock of the node".to_owned();
@@ -112,8 +114,8 @@ impl Problem {
             Cause::Exchange(_) | Cause::Clock => Reason::CredentialsRefused,
         };
         let fails = match renewal {
-            true => format!("{account}: credentials of {role} are not renewed, and served until they expire"),
-            false => format!("{account} gets no credentials of {role}"),
+            true => format!("{who}: credentials of {role} are not renewed, and served until they expire"),
+            false => format!("{who} gets no credentials of {role}"),
         };
         Self::new(reason, which, &format!("{fails}: {what}. {advice}."), passing)
     }
@@ -122,15 +124,17 @@ impl Problem {
         let (role, asked) = (grant.role(), grant.wish.session_seconds);
         let note = format!(
             "{}: the role {role} allows no session of {asked} s, so that its sessions last 3600 s. Raise the role's maximum session duration, or lower the annotation {} of the ServiceAccount.",
-            account(&grant.pod),
+            who(&grant.pod, grant.wish.of_pod.is_some()),
             crate::identity::annotations::SESSION_DURATION
         );
         Self::new(Reason::SessionShortened, format!("{asked} {role}"), &note, false)
     }
 }
 
-fn account(pod: &Pod) -> String {
-    format!("ServiceAccount {}/{}", pod.namespace, pod.service_account)
+/// Who names the role: the pod's service account, or the pod.
+pub(super) fn who(pod: &Pod, of_pod: bool) -> String {
+    let (kind, name) = if of_pod { ("Pod", &*pod.name) } else { ("ServiceAccount", pod.service_account.as_str()) };
+    format!("{kind} {}/{name}", pod.namespace)
 }
 
 fn quote(error: &impl ToString) -> String {
@@ -164,13 +168,17 @@ fn of_token(error: &TokenError) -> String {
     .to_owned()
 }
 
-fn of_exchange(error: &ExchangeError, pod: &Pod, audience: &str) -> String {
-    let role = &error.role;
+fn of_exchange(error: &ExchangeError, grant: &Grant, audience: &str) -> String {
+    let (role, pod) = (&error.role, &grant.pod);
     let provider = format!("IAM OIDC provider of the cluster's issuer in the account of {role}");
     match (error.code.as_str(), error.class) {
         // What must be allowed stands in the error.
         ("AccessDenied", _) if error.action == Action::AssumeRole => {
             format!("Check that, and the external id that {role} asks for")
+        }
+        // Of its own role, or of the node's.
+        _ if !grant.wish.takes_token() && (error.action == Action::WebIdentity || error.code == "NoIdentity") => {
+            "That is for whoever runs kube2irsa, not for you: it has no identity to assume roles by".to_owned()
         }
         ("NoRegion", _) => "That is for whoever runs kube2irsa, not for you".to_owned(),
         ("AccessDenied", _) => format!(
@@ -206,6 +214,7 @@ mod tests {
             audience: None,
             session_seconds: 7200,
             regional_sts: None,
+            of_pod: None,
         };
         Grant { pod: Arc::new(Pod::sample("uid", &[])), account: "sa".into(), wish }
     }
@@ -283,15 +292,19 @@ mod tests {
         let note = problem(&refused(Class::Permanent, "AccessDenied", &long), false).note;
         assert!(note.len() <= 1024 && note.ends_with("its aud is sts.amazonaws.com."), "{note}");
         let error = AnnotationError::RoleName("r".repeat(2000));
-        let note = Problem::invalid("team-a", "web", &error).note;
+        let note = Problem::invalid("ServiceAccount team-a/web", &error).note;
         assert_eq!(note.len(), 1024);
         assert_eq!(cut("aä", 2), "a");
     }
 
     #[test]
     fn a_role_that_is_not_permitted_is_not_said_to_be_the_only_one() {
-        let error = AnnotationError::NotPermitted { namespace: "n".into(), role: ROLE.parse().unwrap() };
-        let note = Problem::invalid("team-a", "web", &error).note;
+        let error = AnnotationError::NotPermitted {
+            namespace: "n".into(),
+            role: ROLE.parse().unwrap(),
+            by: Forbids::PermittedRoles,
+        };
+        let note = Problem::invalid("ServiceAccount team-a/web", &error).note;
         assert!(!note.contains("no credentials"), "it may be an additional role: {note}");
     }
 

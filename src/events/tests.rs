@@ -13,7 +13,7 @@ fn an_event_is_named_after_its_pod_and_the_name_is_one_that_kubernetes_takes() {
 async fn what_does_not_fit_the_queue_is_dropped_and_counted_and_reporting_never_waits() {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (events, mut reported) = Events::new("node-1".into(), "sts.amazonaws.com".to_owned(), Arc::clone(&metrics));
-    let error = AnnotationError::ExternalId;
+    let error = AnnotationError::ExternalId("kube2irsa.io/external-id");
     for uid in 0..WAITING + 5 {
         events.invalid(&Pod::sample(&uid.to_string(), &[]), &error);
         events.invalid(&Pod::sample(&uid.to_string(), &[]), &error);

@@ -21,6 +21,7 @@ use super::{
     caller::ServiceAccount,
     collection::{Collection, News},
     directory::Directory,
+    legacy::{Format, Limits},
     names::{Namespace, ServiceAccountName},
     policy::{Demands, NamespacePolicy, PERMITTED_ROLES, PermittedRoles},
 };
@@ -44,11 +45,13 @@ struct Metadata {
 }
 
 /// Keeps a watch open for each namespace that the directory wants; ends only when one of them fails for good.
-/// Service accounts are read anew when the keys change.
+/// Service accounts are read anew when the keys change. `legacy`: how namespaces say which roles their pods may name, where
+/// pods may name any.
 pub async fn service_accounts(
     client: Client,
     keys: Receiver<Keys>,
     policy: NamespacePolicy,
+    legacy: Option<Format>,
     directory: Arc<Directory>,
     metrics: Arc<Metrics>,
 ) {
@@ -73,10 +76,10 @@ pub async fn service_accounts(
                     let (client, metrics) = (client.clone(), Arc::clone(&metrics));
                     Collection { client, path, resource, fields, metadata_only: true, page: PAGE, metrics }
                 };
-                let demands = (policy != NamespacePolicy::Off).then(|| {
+                let demands = (policy != NamespacePolicy::Off || legacy.is_some()).then(|| {
                     let this_alone = Some(format!("metadata.name={namespace}"));
                     let this_alone = collection("namespaces", "/api/v1/namespaces".to_owned(), this_alone);
-                    tasks.spawn(demands(this_alone, namespace.clone(), Arc::clone(&directory)))
+                    tasks.spawn(demands(this_alone, namespace.clone(), legacy, Arc::clone(&directory)))
                 });
                 let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
                 let accounts = collection("serviceaccounts", path, None);
@@ -110,11 +113,12 @@ async fn of_namespace(accounts: Collection, namespace: Namespace, mut keys: Rece
     }
 }
 
-async fn demands(this_alone: Collection, namespace: Namespace, directory: Arc<Directory>) {
+async fn demands(this_alone: Collection, namespace: Namespace, legacy: Option<Format>, directory: Arc<Directory>) {
     let read = |object: SlimObject| {
         let annotations = object.metadata.annotations.unwrap_or_default();
         let permitted = annotations.get(PERMITTED_ROLES).map(|globs| PermittedRoles::new(globs));
-        Demands { permitted, require_imdsv2: require_imdsv2(&annotations) }
+        let legacy = legacy.map(|format| Limits::read(&annotations, format)).unwrap_or_default();
+        Demands { permitted, require_imdsv2: require_imdsv2(&annotations), legacy }
     };
     let heard = |news| match news {
         News::All(demands) => {

@@ -8,8 +8,9 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{
+    legacy,
     names::{Namespace, NotARoleArn, RoleArn},
-    policy::PERMITTED_ROLES,
+    policy::Forbids,
 };
 
 /// The webhook's own prefix.
@@ -28,7 +29,8 @@ const REQUIRE_IMDSV2: &str = "kube2irsa.io/require-imdsv2";
 /// What AWS allows a session to last, in seconds; the longest of a role that another role assumes.
 const SESSION_LIMITS: std::ops::RangeInclusive<u32> = 900..=43_200;
 const LONGEST_CHAINED: u32 = 3600;
-const SESSION_DEFAULT: u32 = 3600;
+/// How long they last where nothing is said.
+pub(super) const SESSION_DEFAULT: u32 = 3600;
 /// What AWS takes for an external id: so many characters.
 const EXTERNAL_ID_LENGTHS: std::ops::RangeInclusive<usize> = 2..=1224;
 /// As long as a role's name may be.
@@ -65,6 +67,8 @@ pub struct Wish {
     pub session_seconds: u32,
     /// Whether the region's STS is called, where it says so.
     pub regional_sts: Option<bool>,
+    /// What else the pod says, where it names the role and its service account does not.
+    pub of_pod: Option<Box<legacy::OfPod>>,
 }
 
 /// The role of a second hop.
@@ -86,6 +90,12 @@ impl Wish {
     /// All roles on the way there, and that one.
     pub fn hops(&self) -> impl Iterator<Item = &RoleArn> {
         std::iter::once(&self.role).chain(self.target.as_ref().map(|target| &target.role))
+    }
+
+    /// Whether it takes a token of the pod's service account; otherwise the daemon's own identity.
+    #[must_use]
+    pub fn takes_token(&self) -> bool {
+        self.of_pod.as_ref().is_none_or(|of_pod| of_pod.source == legacy::Source::WebIdentity)
     }
 }
 
@@ -117,8 +127,11 @@ pub enum AnnotationError {
         longest: u32,
     },
     /// The external id is none that AWS takes.
-    #[error("annotation {EXTERNAL_ID}: is not 2 to 1224 characters, each a letter, a digit or one of _+=,.@:/-")]
-    ExternalId,
+    #[error("annotation {0}: is not 2 to 1224 characters, each a letter, a digit or one of _+=,.@:/-")]
+    ExternalId(&'static str),
+    /// The name of a session is none that AWS takes.
+    #[error("annotation {}: has less than 2 characters", legacy::SESSION_NAME)]
+    SessionName,
     /// There is an external id, and no role that it is for.
     #[error("annotation {EXTERNAL_ID}: is for a second hop, and {TARGET_ROLE_ARN} names none")]
     ExternalIdAlone,
@@ -132,12 +145,14 @@ pub enum AnnotationError {
     #[error("annotation {ADDITIONAL_ROLE_ARNS}: two roles are named {0:?}; give one of them another (name=ARN)")]
     SameName(String),
     /// The namespace does not permit the role.
-    #[error("namespace {namespace} does not permit {role} (annotation {PERMITTED_ROLES} of the namespace)")]
+    #[error("namespace {namespace} does not permit {role} ({by})")]
     NotPermitted {
         /// The namespace.
         namespace: Namespace,
         /// The role.
         role: RoleArn,
+        /// By what.
+        by: Forbids,
     },
 }
 
@@ -146,6 +161,22 @@ impl AnnotationError {
     #[must_use]
     pub fn consequence(&self) -> &'static str {
         if matches!(self, Self::NotPermitted { .. }) { "is refused a role" } else { "gets no credentials" }
+    }
+
+    /// Whether it is of what the pod's own annotations say, and not of its service account's.
+    #[must_use]
+    pub fn is_of_pod(&self) -> bool {
+        match self {
+            Self::Role { key, .. } | Self::AccountNotKnown { key, .. } => key == legacy::ROLE,
+            Self::ExternalId(key) => *key == legacy::EXTERNAL_ID,
+            Self::SessionName => true,
+            Self::NotPermitted { by, .. } => *by != Forbids::PermittedRoles,
+            Self::SessionDuration { .. }
+            | Self::ExternalIdAlone
+            | Self::RoleName(_)
+            | Self::TooManyRoles
+            | Self::SameName(_) => false,
+        }
     }
 }
 
@@ -214,6 +245,7 @@ impl Keys {
             audience: get(&self.audience).map(str::to_owned),
             session_seconds: session_seconds(get(SESSION_DURATION), longest)?,
             regional_sts: get(&self.regional).and_then(parse_bool),
+            of_pod: None,
         };
         let mut additional = Vec::<(String, Wish)>::new();
         for entry in get(ADDITIONAL_ROLE_ARNS).unwrap_or_default().split(',').map(str::trim) {
@@ -251,17 +283,25 @@ fn parse_role(key: &str, text: &str) -> Result<RoleArn, AnnotationError> {
     text.parse().map_err(|error| AnnotationError::Role { key: key.to_owned(), error })
 }
 
-fn target(role: Option<&str>, external_id: Option<&str>) -> Result<Option<Target>, AnnotationError> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b);
-    let (role, external_id) = match (role, external_id) {
-        (None, None) => return Ok(None),
-        (None, Some(_)) => return Err(AnnotationError::ExternalIdAlone),
-        (Some(_), Some(id)) if !EXTERNAL_ID_LENGTHS.contains(&id.len()) || !id.bytes().all(allowed) => {
-            return Err(AnnotationError::ExternalId);
+fn target(role: Option<&str>, id: Option<&str>) -> Result<Option<Target>, AnnotationError> {
+    match (role, id) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(AnnotationError::ExternalIdAlone),
+        (Some(role), id) => {
+            let external_id = id.map(|id| external_id(EXTERNAL_ID, id)).transpose()?;
+            Ok(Some(Target { role: parse_role(TARGET_ROLE_ARN, role)?, external_id }))
         }
-        (Some(role), id) => (parse_role(TARGET_ROLE_ARN, role)?, id.map(str::to_owned)),
-    };
-    Ok(Some(Target { role, external_id }))
+    }
+}
+
+/// The external id that an annotation names, as AWS takes it.
+pub(super) fn external_id(key: &'static str, id: &str) -> Result<String, AnnotationError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b);
+    if EXTERNAL_ID_LENGTHS.contains(&id.len()) && id.bytes().all(allowed) {
+        Ok(id.to_owned())
+    } else {
+        Err(AnnotationError::ExternalId(key))
+    }
 }
 
 /// `ARN`, which goes by the role's name, or `name=ARN`.
@@ -386,7 +426,7 @@ mod tests {
         assert_eq!(with_id.external_id.as_deref(), Some("team-a:1/x=,.@+_"));
         assert_eq!(target(&[(EXTERNAL_ID, "")]).unwrap().main.target.unwrap().external_id, None);
         for id in ["a", "a b", "é!", &"a".repeat(1225)] {
-            assert_eq!(target(&[(EXTERNAL_ID, id)]), Err(AnnotationError::ExternalId), "{id}");
+            assert_eq!(target(&[(EXTERNAL_ID, id)]), Err(AnnotationError::ExternalId(EXTERNAL_ID)), "{id}");
         }
         assert_eq!(read_with_role(&[(EXTERNAL_ID, "team-a")]), Err(AnnotationError::ExternalIdAlone));
         assert!(matches!(read_with_role(&[(TARGET_ROLE_ARN, "x")]), Err(AnnotationError::Role { .. })));

@@ -8,7 +8,7 @@ use super::{
     names::{RoleArn, ServiceAccountUid},
 };
 
-/// The roles of a pod's service account.
+/// The roles of a pod: its service account's, or, where that names none, the one that the pod names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roles {
     /// The one that its pods are given unless they ask for another.
@@ -23,12 +23,22 @@ pub enum Role {
     /// Not known (yet): the service account has not been read, or is gone.
     #[default]
     Unknown,
-    /// The service account names none.
+    /// The service account names none, nor does the pod.
     None,
-    /// The service account's annotations cannot be meant, or its namespace does not permit a role on the way.
+    /// The annotations cannot be meant, or the namespace does not permit a role on the way.
     Invalid(AnnotationError),
     /// This one.
     Granted(Arc<Grant>),
+}
+
+impl From<Result<Grant, AnnotationError>> for Role {
+    fn from(read: Result<Grant, AnnotationError>) -> Self {
+        match read {
+            Ok(grant) => Self::Granted(Arc::new(grant)),
+            Err(AnnotationError::AccountNotKnown { .. }) => Self::Unknown,
+            Err(error) => Self::Invalid(error),
+        }
+    }
 }
 
 impl Roles {
@@ -69,7 +79,7 @@ pub struct Grant {
     pub pod: Arc<Pod>,
     /// Its service account.
     pub account: ServiceAccountUid,
-    /// What that asks for.
+    /// What that asks for, or the pod.
     pub wish: Wish,
 }
 
@@ -78,6 +88,16 @@ impl Grant {
     #[must_use]
     pub fn role(&self) -> &RoleArn {
         self.wish.last_role()
+    }
+
+    /// Who names the role: `service account namespace/name`, or `pod namespace/name`.
+    #[must_use]
+    pub fn by(&self) -> String {
+        let pod = &self.pod;
+        match self.wish.of_pod {
+            None => format!("service account {}/{}", pod.namespace, pod.service_account),
+            Some(_) => format!("pod {}/{}", pod.namespace, pod.name),
+        }
     }
 
     /// Whether the pod's own volumes bring it a token for STS, as the EKS webhook sees to: its SDK will not ask us.
@@ -101,7 +121,7 @@ impl Eq for Grant {}
 pub struct Caller {
     /// The pod.
     pub pod: Arc<Pod>,
-    /// Its service account's roles.
+    /// Its roles.
     pub roles: Roles,
     /// Whether its service account or its namespace asks that it bring a session token.
     pub require_imdsv2: bool,
@@ -158,7 +178,7 @@ impl ServiceAccount {
     pub(super) fn roles(&self, pod: &Arc<Pod>) -> Roles {
         let grant = |wish: &Wish| {
             let (pod, account) = (Arc::clone(pod), self.uid.clone());
-            Role::Granted(Arc::new(Grant { pod, account, wish: wish.clone() }))
+            Role::from(Ok(Grant { pod, account, wish: wish.clone() }))
         };
         match &self.wishes {
             Ok(None) => Roles { main: Role::None, ..Roles::default() },
@@ -166,8 +186,7 @@ impl ServiceAccount {
                 let additional = additional.iter().map(|(name, wish)| (name.clone(), grant(wish)));
                 Roles { main: grant(main), additional: additional.collect() }
             }
-            Err(AnnotationError::AccountNotKnown { .. }) => Roles { main: Role::Unknown, ..Roles::default() },
-            Err(error) => Roles { main: Role::Invalid(error.clone()), ..Roles::default() },
+            Err(error) => Roles { main: Err(error.clone()).into(), ..Roles::default() },
         }
     }
 }

@@ -24,15 +24,18 @@ use super::{
     binding::Binding,
     caller::{Caller, Grant, Role, Roles, ServiceAccount, Unidentified},
     index::{Changed, Claim, Pod, PodIndex},
+    legacy::Legacy,
     names::{Namespace, PodUid, ServiceAccountName, ServiceAccountUid},
-    policy::{Demands, NamespacePolicy},
+    policy::{Demands, Forbids, NamespacePolicy},
 };
 
 pub mod found;
 mod host;
 mod linked;
+mod named;
 
 pub use host::{HostPods, Reach};
+pub use named::LegacyFigures;
 
 /// The share of a caller's time after which an unknown address is looked up.
 const LOOK_UP_AFTER: f64 = 0.44;
@@ -88,6 +91,8 @@ struct State {
     ends: u64,
     accounts: HashMap<Namespace, Accounts>,
     policy: NamespacePolicy,
+    /// How the roles are read that pods name, where they may.
+    legacy: Option<Legacy>,
     /// What namespaces demand, of those that are known.
     demands: HashMap<Namespace, Demands>,
 }
@@ -107,6 +112,8 @@ pub struct Figures {
     pub suspended: usize,
     /// Pods whose service account's annotations cannot be meant, or name a role that is not permitted.
     pub invalid: usize,
+    /// Pods that name a role themselves, where that is heeded.
+    pub legacy: Option<LegacyFigures>,
 }
 
 impl fmt::Debug for Directory {
@@ -222,7 +229,7 @@ impl Directory {
         state.pods_synced
             && self.namespaces.borrow().iter().all(|namespace| {
                 state.accounts.get(namespace).is_some_and(|accounts| accounts.synced)
-                    && (state.policy == NamespacePolicy::Off || state.demands.contains_key(namespace))
+                    && (!state.reads_namespaces() || state.demands.contains_key(namespace))
             })
     }
 
@@ -239,7 +246,7 @@ impl Directory {
         let (disputed, suspended) = state.index.withheld();
         let is_invalid = |pod: &&Arc<Pod>| state.roles(pod).all().any(|role| matches!(role, Role::Invalid(_)));
         let invalid = state.index.pods().filter(is_invalid).count();
-        Figures { disputed, suspended, invalid }
+        Figures { disputed, suspended, invalid, legacy: state.legacy_figures() }
     }
 
     /// Tells of each pod what becomes of its requests, its main role, and whether that is withheld from it, for its address
@@ -258,6 +265,7 @@ impl Directory {
     pub fn apply_pod(&self, pod: Pod) {
         let mut state = self.state();
         state.ends += u64::from(pod.finished || pod.terminating);
+        let pod = state.keep(pod);
         let changed = state.index.apply(pod);
         state.pods_may_lag = false;
         self.publish(&mut state, &changed);
@@ -274,6 +282,7 @@ impl Directory {
     pub fn found_pod(&self, pod: Pod, ends: u64) {
         let mut state = self.state();
         if state.ends == ends {
+            let pod = state.keep(pod);
             let changed = state.index.apply(pod);
             self.publish(&mut state, &changed);
         }
@@ -291,6 +300,7 @@ impl Directory {
     /// These are all the pods of this node.
     pub fn reset_pods(&self, pods: Vec<Pod>) {
         let mut state = self.state();
+        let pods = pods.into_iter().map(|pod| state.keep(pod)).collect();
         let changed = state.index.reset(pods);
         state.pods_synced = true;
         state.pods_may_lag = false;
@@ -358,8 +368,12 @@ impl Directory {
     }
 
     fn publish_namespace(&self, state: &mut MutexGuard<'_, State>, namespace: &Namespace) {
+        self.publish_pods(state, |pod| pod.namespace == *namespace);
+    }
+
+    fn publish_pods(&self, state: &mut MutexGuard<'_, State>, which: impl Fn(&Pod) -> bool) {
         let mut changed = Changed::default();
-        for pod in state.index.pods().filter(|pod| pod.namespace == *namespace) {
+        for pod in state.index.pods().filter(|pod| which(pod)) {
             changed.pods.insert(pod.uid.clone());
             changed.addresses.extend(&pod.addresses);
         }
@@ -414,9 +428,14 @@ impl Directory {
             if let Role::Invalid(error) = role
                 && !before.all().any(|before| before == role)
             {
+                let who = if error.is_of_pod() {
+                    format!("pod {}/{}", pod.namespace, pod.name)
+                } else {
+                    format!("service account {}/{}", pod.namespace, pod.service_account)
+                };
                 tracing::warn!(
                     namespace = %pod.namespace, service_account = %pod.service_account, pod = %pod.name,
-                    "service account {}/{} {}: {error}", pod.namespace, pod.service_account, error.consequence()
+                    "{who} {}: {error}", error.consequence()
                 );
                 (self.on_invalid)(pod, error);
             }
@@ -458,7 +477,7 @@ impl State {
         let of_namespace = match self.demands.get(&pod.namespace) {
             Some(demands) => demands.require_imdsv2,
             // Not known yet.
-            None => self.policy != NamespacePolicy::Off,
+            None => self.reads_namespaces(),
         };
         let require_imdsv2 = of_namespace || account.is_some_and(|account| account.require_imdsv2);
         Caller { roles: self.roles(&pod), pod, require_imdsv2 }
@@ -468,18 +487,26 @@ impl State {
         self.roles.get(&pod.uid).cloned().unwrap_or_else(|| self.read_roles(pod))
     }
 
+    fn reads_namespaces(&self) -> bool {
+        self.policy != NamespacePolicy::Off || self.legacy.is_some()
+    }
+
     /// A role counts only if its namespace permits every role on the way there.
     fn read_roles(&self, pod: &Arc<Pod>) -> Roles {
         let roles = self.roles_of_account(pod);
-        if self.policy == NamespacePolicy::Off || roles.grants().next().is_none() {
+        let roles = if roles.main == Role::None { self.roles_of_pod(pod) } else { roles };
+        if !self.reads_namespaces() || roles.grants().next().is_none() {
             return roles;
         }
         let Some(demands) = self.demands.get(&pod.namespace) else { return Roles::default() };
         let permits = |arn: &str| self.policy.permits(demands.permitted.as_ref(), arn);
         roles.map(|role| {
             let Role::Granted(grant) = &role else { return role };
-            let Some(refused) = grant.wish.hops().find(|hop| !permits(hop.as_str())).cloned() else { return role };
-            Role::Invalid(AnnotationError::NotPermitted { namespace: pod.namespace.clone(), role: refused })
+            let refused = grant.wish.hops().find(|hop| !permits(hop.as_str()));
+            let refused = refused.map(|hop| (hop, Forbids::PermittedRoles));
+            let Some((refused, by)) = refused.or_else(|| self.refused_to_pod(grant, demands)) else { return role };
+            let (namespace, role) = (pod.namespace.clone(), refused.clone());
+            Role::Invalid(AnnotationError::NotPermitted { namespace, role, by })
         })
     }
 

@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     binding::{Binding, Link, Links, Reason, Standing},
+    legacy::PodAnnotations,
     names::{Namespace, PodUid, ServiceAccountName},
 };
 
@@ -44,6 +45,8 @@ pub struct Pod {
     pub container_started: Option<u64>,
     /// Audiences of the tokens that its own volumes bring it.
     pub token_audiences: Vec<String>,
+    /// What its annotations say, if they name a role and are heeded.
+    pub legacy: Option<Box<PodAnnotations>>,
 }
 
 impl Pod {
@@ -353,6 +356,7 @@ impl Pod {
             start_time: 0,
             container_started: Some(0),
             token_audiences: Vec::new(),
+            legacy: None,
         }
     }
 }

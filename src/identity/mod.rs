@@ -12,6 +12,7 @@ pub mod caller;
 mod collection;
 pub mod directory;
 pub mod index;
+pub mod legacy;
 pub mod links;
 pub mod lookup;
 pub mod names;

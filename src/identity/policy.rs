@@ -3,8 +3,27 @@
 //! `*` stands for any run of characters without `:`, so that it never crosses into another account or
 //! partition. A glob is anchored at both ends; alternatives are separate globs.
 
+use super::legacy;
+
 /// The annotation that lists the roles which a namespace permits.
 pub const PERMITTED_ROLES: &str = "kube2irsa.io/permitted-roles";
+
+/// Why a namespace does not permit a role.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Forbids {
+    /// Its list does not name it, or there is none and must be.
+    #[error("annotation {PERMITTED_ROLES} of the namespace")]
+    PermittedRoles,
+    /// Nor does this annotation, which is heeded for roles that pods name.
+    #[error("annotation {0} of the namespace")]
+    Legacy(&'static str),
+    /// It cannot be read.
+    #[error("annotation {0} of the namespace cannot be read: {1}")]
+    Unreadable(&'static str, String),
+    /// There is none.
+    #[error("it has neither annotation {} nor {}", legacy::ALLOWED_ROLES, legacy::PERMITTED)]
+    NoLegacyAnnotation,
+}
 
 /// What a namespace says of its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,13 +32,16 @@ pub struct Demands {
     pub permitted: Option<PermittedRoles>,
     /// Whether they must bring a session token.
     pub require_imdsv2: bool,
+    /// The roles that its pods may name.
+    pub legacy: legacy::Limits,
 }
 
 impl Demands {
     /// Those of a namespace that cannot be read: it permits nothing, whoever asks in whatever way.
     #[must_use]
     pub fn unreadable() -> Self {
-        Self { permitted: Some(PermittedRoles::new("")), require_imdsv2: false }
+        let permitted = Some(PermittedRoles::new(""));
+        Self { permitted, require_imdsv2: false, legacy: legacy::Limits::unreadable() }
     }
 }
 
@@ -83,7 +105,7 @@ impl PermittedRoles {
 }
 
 /// Greedy, with the last `*` alone to come back to: no glob is expensive.
-fn matches(glob: &[u8], text: &[u8]) -> bool {
+pub(super) fn matches(glob: &[u8], text: &[u8]) -> bool {
     let (mut at_glob, mut at_text) = (0, 0);
     // After the last `*`, and what it has taken up to.
     let mut back = None;

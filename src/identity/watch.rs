@@ -13,6 +13,7 @@ use super::{
     collection::{Collection, News},
     directory::Directory,
     index::Pod,
+    legacy::PodAnnotations,
     names::NodeName,
 };
 use crate::{clock, metrics::Metrics};
@@ -39,6 +40,7 @@ struct Metadata {
     uid: String,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+    annotations: Option<PodAnnotations>,
 }
 
 #[derive(Deserialize)]
@@ -158,6 +160,7 @@ impl TryFrom<SlimPod> for ReadPod {
             started: start_time.min(clock::now().unix_seconds()),
             start_time,
             token_audiences: spec.token_audiences(),
+            legacy: metadata.annotations.and_then(PodAnnotations::kept),
         }))
     }
 }

@@ -29,7 +29,7 @@ pub enum Class {
 pub enum Action {
     /// `AssumeRoleWithWebIdentity`, the first hop.
     WebIdentity,
-    /// `AssumeRole`, the second.
+    /// `AssumeRole`: the second, or by the daemon's own identity.
     AssumeRole,
 }
 
@@ -112,10 +112,15 @@ impl ExchangeError {
         self.code == "ValidationError" && self.message.contains("MaxSessionDuration")
     }
 
+    /// Whether the keys that signed the call are taken no longer: of the daemon's own identity, others may be.
+    pub(super) fn is_of_keys(&self) -> bool {
+        matches!(self.code.as_str(), "ExpiredToken" | "InvalidClientTokenId")
+    }
+
     /// The code as a metric's label: one of a bounded number.
     #[must_use]
     pub fn label(&self) -> &'static str {
-        const KNOWN: [&str; 20] = [
+        const KNOWN: [&str; 21] = [
             "AccessDenied",
             "ExpiredToken",
             "ExpiredTokenException",
@@ -126,6 +131,7 @@ impl ExchangeError {
             "InvalidIdentityToken",
             "MalformedPolicyDocument",
             "NoCredentials",
+            "NoIdentity",
             "NoRegion",
             "PackedPolicyTooLarge",
             "RegionDisabledException",

@@ -1,5 +1,5 @@
 //! A service account token for a role's credentials: AssumeRoleWithWebIdentity, and AssumeRole from there where there
-//! is a second hop.
+//! is a second hop; or AssumeRole by the daemon's own identity ([`own`]) of a role that a pod names.
 //!
 //! Owns the STS client (our HTTP stack, no retries of its own: those are the refresher's) and the hops. The first hop's
 //! keys live for the call that they sign. Invariant: neither tokens nor credentials are in any error or log line.
@@ -10,6 +10,7 @@
 
 mod error;
 mod http;
+pub mod own;
 mod skew;
 
 use std::{
@@ -32,14 +33,14 @@ use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpR
 use futures::future::BoxFuture;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use self::skew::Skew;
 pub use self::{
     error::{Action, Class, ExchangeError},
     http::{SetUpError, https},
 };
+use self::{own::Own, skew::Skew};
 use crate::{
     clock,
-    identity::{RoleArn, Target, Wish, annotations::EXTERNAL_ID},
+    identity::{RoleArn, Target, Wish, annotations::EXTERNAL_ID, legacy},
     metrics::Metrics,
 };
 
@@ -106,8 +107,8 @@ pub struct Ask<'a> {
     pub session_name: &'a str,
     /// The session's tags, keys and values, on the second hop.
     pub tags: &'a [(&'static str, String)],
-    /// The service account token.
-    pub token: &'a SecretString,
+    /// The service account token, where the wish takes one.
+    pub token: Option<&'a SecretString>,
     /// Is told of each call of STS as it ends.
     pub told: &'a (dyn Fn(Call<'_>) + Send + Sync),
 }
@@ -144,6 +145,7 @@ pub struct Sts {
     region: Option<String>,
     endpoint: Option<String>,
     cluster_name: Option<String>,
+    own: Option<Own>,
     skew: Skew,
     metrics: Arc<Metrics>,
 }
@@ -177,38 +179,96 @@ impl Sts {
         let has_global = endpoint.is_none() && region.as_deref().is_some_and(is_of_partition_aws);
         config.set_region(region.clone().map(Region::new));
         config.set_endpoint_url(endpoint.clone());
-        Self { client: Client::from_conf(config.build()), has_global, region, endpoint, cluster_name, skew, metrics }
+        let client = Client::from_conf(config.build());
+        Self { client, has_global, region, endpoint, cluster_name, own: None, skew, metrics }
+    }
+
+    /// The same, with an identity of the daemon's own for roles that pods name.
+    #[must_use]
+    pub fn with_own(self, own: Option<Own>) -> Self {
+        Self { own, ..self }
     }
 
     async fn hops(&self, ask: Ask<'_>) -> Result<Session, ExchangeError> {
-        match &ask.wish.target {
-            None => self.first_hop(ask).await,
-            Some(target) if self.region.is_none() => Err(ExchangeError::new(
-                (Action::AssumeRole, &target.role),
+        let signed =
+            ask.wish.target.as_ref().map(|target| &target.role).or(ask.token.is_none().then_some(&ask.wish.role));
+        if let (Some(role), None) = (signed, &self.region) {
+            return Err(ExchangeError::new(
+                (Action::AssumeRole, role),
                 Class::Permanent,
                 "NoRegion",
-                "a second hop is signed for a region, and --sts-endpoint names none: add --region",
-            )),
-            Some(target) => {
-                let first = self.web_identity(ask, SHORTEST).await?;
-                self.assume_role(ask, target, first).await
+                "AssumeRole is signed for a region, and --sts-endpoint names none: add --region",
+            ));
+        }
+        match (ask.token, &ask.wish.target) {
+            (None, _) => self.as_ourselves(ask).await,
+            (Some(token), None) => self.first_hop(ask, token).await,
+            (Some(token), Some(target)) => {
+                let first = self.web_identity(ask, token, SHORTEST).await?;
+                let assumed = self.assume_role(ask, target, ask.tags, &first).await;
+                assumed.map_err(|error| hinted(error, &ask.wish.role, target))
             }
         }
     }
 
     /// A session that the role does not allow to be so long is asked for once more, at what every role allows.
-    async fn first_hop(&self, ask: Ask<'_>) -> Result<Session, ExchangeError> {
+    async fn first_hop(&self, ask: Ask<'_>, token: &SecretString) -> Result<Session, ExchangeError> {
         let seconds = ask.wish.session_seconds;
-        match self.web_identity(ask, seconds).await {
+        match self.web_identity(ask, token, seconds).await {
             Err(error) if error.session_too_long() && seconds > ROLE_DEFAULT => {
-                let session = self.web_identity(ask, ROLE_DEFAULT).await;
+                let session = self.web_identity(ask, token, ROLE_DEFAULT).await;
                 session.map(|session| Session { shortened: true, ..session })
             }
             first => first,
         }
     }
 
-    async fn web_identity(&self, ask: Ask<'_>, seconds: u32) -> Result<Session, ExchangeError> {
+    /// A role that a pod names, assumed as the daemon itself. Without tags: the trust of such roles knows none.
+    async fn as_ourselves(&self, ask: Ask<'_>) -> Result<Session, ExchangeError> {
+        let role = ask.wish.role.clone();
+        let Some(own) = &self.own else {
+            let what = (Action::AssumeRole, &role);
+            return Err(ExchangeError::new(
+                what,
+                Class::Permanent,
+                "NoIdentity",
+                "the daemon has no identity of its own",
+            ));
+        };
+        let keys = own.keys(self, &role).await?;
+        let external_id = ask.wish.of_pod.as_ref().and_then(|of_pod| of_pod.external_id.clone());
+        let target = Target { role, external_id };
+        match self.assume_role(ask, &target, &[], &keys).await {
+            Err(error) if error.is_of_keys() => {
+                own.refused(&keys).await;
+                // With others.
+                Err(ExchangeError { class: Class::Transient, ..error })
+            }
+            assumed => assumed.map_err(|error| hinted_as_ourselves(error, &target)),
+        }
+    }
+
+    /// A session of the daemon's own role, which is no pod's.
+    async fn own_session(
+        &self,
+        role: &RoleArn,
+        token: &SecretString,
+        session_name: &str,
+        seconds: u32,
+    ) -> Result<Session, ExchangeError> {
+        let wish = Wish {
+            role: role.clone(),
+            target: None,
+            audience: None,
+            session_seconds: seconds,
+            regional_sts: None,
+            of_pod: None,
+        };
+        let ask = Ask { wish: &wish, session_name, tags: &[], token: Some(token), told: &|_| {} };
+        self.web_identity(ask, token, seconds).await
+    }
+
+    async fn web_identity(&self, ask: Ask<'_>, token: &SecretString, seconds: u32) -> Result<Session, ExchangeError> {
         let what = (Action::WebIdentity, &ask.wish.role);
         let call = self
             .client
@@ -216,7 +276,7 @@ impl Sts {
             .role_arn(ask.wish.role.as_str())
             .role_session_name(ask.session_name)
             .duration_seconds(i32::try_from(seconds).unwrap_or(i32::MAX))
-            .web_identity_token(ask.token.expose_secret())
+            .web_identity_token(token.expose_secret())
             .customize()
             .config_override(self.endpoint_of(ask.wish));
         let call = async {
@@ -225,16 +285,27 @@ impl Sts {
                 credentials: answer.credentials,
             })
         };
-        self.counted(ask, what, call, &[ask.token]).await
+        self.counted(ask, what, call, &[token]).await
     }
 
-    async fn assume_role(&self, ask: Ask<'_>, target: &Target, first: Session) -> Result<Session, ExchangeError> {
+    /// Credentials of `target` by the keys of another role. Where there are tags, the cluster's name is one.
+    async fn assume_role(
+        &self,
+        ask: Ask<'_>,
+        target: &Target,
+        tags: &[(&'static str, String)],
+        by: &Session,
+    ) -> Result<Session, ExchangeError> {
         let what = (Action::AssumeRole, &target.role);
-        let sent = [&first.secret_access_key, &first.session_token];
+        let sent = [&by.secret_access_key, &by.session_token];
         let [secret, token] = sent.map(|secret| secret.expose_secret().to_owned());
-        let keys = Credentials::new(&first.access_key_id, secret, Some(token), None, "first hop");
-        let cluster = self.cluster_name.iter().map(|name| (CLUSTER_TAG, name));
-        let tags = cluster.chain(ask.tags.iter().map(|(key, value)| (*key, value))).collect::<Vec<_>>();
+        let keys = Credentials::new(&by.access_key_id, secret, Some(token), None, "first hop");
+        let cluster = self.cluster_name.iter().filter(|_| !tags.is_empty()).map(|name| (CLUSTER_TAG, name));
+        let tags = cluster.chain(tags.iter().map(|(key, value)| (*key, value))).collect::<Vec<_>>();
+        let transitive = (!tags.is_empty()).then(|| tags.iter().map(|(key, _)| (*key).to_owned()).collect());
+        // The builder fails only where one of the two is missing.
+        let tags = tags.iter().filter_map(|(key, value)| types::Tag::builder().key(*key).value(*value).build().ok());
+        let tags = Some(tags.collect::<Vec<_>>()).filter(|tags| !tags.is_empty());
         let call = self
             .client
             .assume_role()
@@ -242,11 +313,8 @@ impl Sts {
             .role_session_name(ask.session_name)
             .duration_seconds(i32::try_from(ask.wish.session_seconds).unwrap_or(i32::MAX))
             .set_external_id(target.external_id.clone())
-            // The builder fails only where one of the two is missing.
-            .set_tags(
-                tags.iter().map(|(key, value)| types::Tag::builder().key(*key).value(*value).build().ok()).collect(),
-            )
-            .set_transitive_tag_keys(Some(tags.iter().map(|(key, _)| (*key).to_owned()).collect()))
+            .set_tags(tags)
+            .set_transitive_tag_keys(transitive)
             .customize()
             .config_override(self.endpoint_of(ask.wish).credentials_provider(keys));
         let call = async {
@@ -255,7 +323,7 @@ impl Sts {
                 credentials: answer.credentials,
             })
         };
-        self.counted(ask, what, call, &sent).await.map_err(|error| hinted(error, &ask.wish.role, target))
+        self.counted(ask, what, call, &sent).await
     }
 
     /// The global endpoint for those who ask for it, where there is one.
@@ -343,6 +411,20 @@ fn hinted(mut error: ExchangeError, first: &RoleArn, target: &Target) -> Exchang
         error.message += &format!(
             " (second hop, with {external_id} external id of annotation {EXTERNAL_ID}: the trust policy of {} and the \
              permissions of {first} must both allow sts:AssumeRole and sts:TagSession)",
+            target.role
+        );
+    }
+    error
+}
+
+/// Nor that.
+fn hinted_as_ourselves(mut error: ExchangeError, target: &Target) -> ExchangeError {
+    if error.code == "AccessDenied" {
+        let external_id = if target.external_id.is_some() { "the" } else { "no" };
+        error.message += &format!(
+            " (by kube2irsa's own identity, with {external_id} external id of annotation {}: the trust policy of {} and the \
+             permissions of that identity must both allow sts:AssumeRole)",
+            legacy::EXTERNAL_ID,
             target.role
         );
     }

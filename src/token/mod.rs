@@ -277,7 +277,7 @@ mod tests {
     fn grant() -> Grant {
         let pod = Pod { name: "web-0".into(), ..Pod::sample("pod-uid", &[]) };
         let role = "arn:aws:iam::123456789012:role/web".parse().unwrap();
-        let wish = Wish { role, target: None, audience: None, session_seconds: 3600, regional_sts: None };
+        let wish = Wish { role, target: None, audience: None, session_seconds: 3600, regional_sts: None, of_pod: None };
         Grant { pod: Arc::new(pod), account: "sa-uid".into(), wish }
     }
 

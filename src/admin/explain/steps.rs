@@ -1,5 +1,6 @@
 //! What each step is: from what the daemon knows to what is told.
 
+mod named;
 mod role;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(super) fn of(explainer: &Explainer, found: &Found, now: Now) -> Vec<Step> {
     if !first.reach.is_served() {
         return steps;
     }
+    steps.extend(named::of(explainer, first));
     steps.push(imdsv2(explainer, first));
     for role in first.roles.all() {
         steps.extend(role::of(explainer, found, first, role, now));
@@ -241,6 +243,9 @@ fn service_account(explainer: &Explainer, found: &Found, of: &FoundPod) -> Step 
             fails(about(uid), format!("{error}: {why}"))
         }
         Err(error) => fails(about(uid), events::words_of_invalid(pod, error)),
+        Ok(None) if pod.legacy.is_some() => {
+            ok(about(uid), format!("{name} names no role, so that the one that the pod itself names counts"))
+        }
         Ok(None) => fails(
             about(uid),
             format!(

@@ -52,6 +52,7 @@ impl About {
             Self::Pod { .. } => "pod",
             Self::Address { .. } => "address",
             Self::ServiceAccount { .. } => "service account",
+            Self::PodAnnotation { .. } => "pod's annotation",
             Self::Imdsv2 { .. } => "IMDSv2",
             Self::NamespacePolicy { .. } => "namespace policy",
             Self::Token { .. } => "token",

@@ -3,6 +3,7 @@ use std::{sync::mpsc, time::Duration};
 use super::*;
 use crate::identity::{
     annotations::{EKS_PREFIX, Keys, require_imdsv2},
+    legacy::{Format, Limits, PodAnnotations, Source, Unlimited},
     policy::PermittedRoles,
 };
 
@@ -353,4 +354,150 @@ fn a_change_of_one_role_leaves_the_others_grants_as_they_are() {
     assert!(!directory.entitled(&before[2]));
     let told = entitled.try_iter().map(|(_, roles)| roles).collect::<Vec<_>>();
     assert_eq!(told, [vec![ROLE, OTHER_ROLE, TARGET], vec![ROLE, OTHER_ROLE]]);
+}
+
+/// A pod at [`A`] whose annotations name this role.
+fn naming(uid: &str, role: &str) -> Pod {
+    let annotations =
+        serde_json::json!({"iam.amazonaws.com/role": role, "iam.amazonaws.com/session-name": format!("pod-{uid}")});
+    Pod { legacy: serde_json::from_value::<PodAnnotations>(annotations).unwrap().kept(), ..Pod::sample(uid, &[A]) }
+}
+
+fn legacy_directory(base: Option<&str>) -> (Directory, Told) {
+    let (sender, entitled) = mpsc::channel();
+    let told = move |uid: &PodUid, roles: &Roles| {
+        drop(sender.send((uid.clone(), roles.grants().map(|grant| grant.role().to_string()).collect())));
+    };
+    let legacy = Legacy { base: base.map(str::to_owned), source: Source::default(), unlimited: Unlimited::default() };
+    let directory = Directory::new(Binding::WhereFound, NamespacePolicy::Off, told, |_, _| {}).0;
+    (directory.with_legacy(Some(legacy)), entitled)
+}
+
+/// What a namespace demands that lets its pods name these.
+fn letting_name(globs: &[&str]) -> Demands {
+    let annotations = [("iam.amazonaws.com/allowed-roles".to_owned(), serde_json::json!(globs).to_string())];
+    Demands { legacy: Limits::read(&annotations.into(), Format::Glob), ..Demands::default() }
+}
+
+const BASE: &str = "arn:aws:iam::123456789012:role/";
+
+#[test]
+fn what_a_pod_names_counts_only_where_its_service_account_names_none_and_that_is_known() {
+    let (directory, entitled) = legacy_directory(Some(BASE));
+    let namespace = Namespace::from("team-a");
+    directory.reset_pods(vec![naming("1", "other")]);
+    directory.apply_demands(&namespace, letting_name(&["*"]));
+    assert_eq!(role(&directory), None, "its service account may name one");
+    directory.reset_accounts(&namespace, HashMap::new());
+    assert_eq!(role(&directory), None, "it is not there yet");
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", None))]));
+    assert_eq!(arn(&directory).as_deref(), Some(OTHER_ROLE));
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(ROLE)))]));
+    assert_eq!(arn(&directory).as_deref(), Some(ROLE));
+    // One that cannot be meant is no leave to take another.
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some("web")))]));
+    assert!(matches!(role(&directory), Some(Role::Invalid(_))));
+    let told = entitled.try_iter().map(|(_, roles)| roles).collect::<Vec<_>>();
+    assert_eq!(told, [vec![OTHER_ROLE], vec![ROLE], vec![]]);
+}
+
+#[test]
+fn what_a_pod_names_waits_for_the_account_and_for_the_namespace_and_is_permitted_by_it() {
+    let (directory, _) = legacy_directory(None);
+    let namespace = Namespace::from("team-a");
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", None))]));
+    directory.reset_pods(vec![naming("1", "other")]);
+    directory.apply_demands(&namespace, letting_name(&["*"]));
+    assert_eq!(role(&directory), None, "whose role it is is not known yet");
+    directory.take_legacy_names_for(BASE.to_owned());
+    assert_eq!(arn(&directory).as_deref(), Some(OTHER_ROLE));
+    directory.forget_namespace(&namespace);
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", None))]));
+    assert_eq!(role(&directory), None, "what the namespace permits is not known");
+    assert!(!directory.synced());
+    for demands in [Demands::default(), letting_name(&["web"]), letting_name(&[]), Demands::unreadable()] {
+        directory.apply_demands(&namespace, demands);
+        assert!(matches!(role(&directory), Some(Role::Invalid(_))));
+    }
+    // Its service account's is not judged by what pods may name.
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", Some(OTHER_ROLE)))]));
+    assert_eq!(arn(&directory).as_deref(), Some(OTHER_ROLE));
+}
+
+#[test]
+fn what_a_namespace_permits_of_all_roles_judges_those_that_pods_name_too() {
+    let (directory, _) = Directory::new(Binding::WhereFound, NamespacePolicy::Annotated, |_, _| {}, |_, _| {});
+    let legacy = Legacy { base: Some(BASE.to_owned()), source: Source::default(), unlimited: Unlimited::default() };
+    let directory = directory.with_legacy(Some(legacy));
+    let namespace = Namespace::from("team-a");
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", None))]));
+    directory.reset_pods(vec![naming("1", "other")]);
+    for (globs, permitted) in [(ROLE, false), (OTHER_ROLE, true)] {
+        directory.apply_demands(&namespace, permitting(globs));
+        assert!(matches!(role(&directory), Some(Role::Invalid(_))), "one does not stand for the other");
+        directory.apply_demands(&namespace, Demands { permitted: permitting(globs).permitted, ..letting_name(&["*"]) });
+        assert_eq!(arn(&directory).is_some(), permitted, "{globs}");
+    }
+}
+
+#[test]
+fn another_name_is_another_grant_and_all_of_it_dies_with_the_pod() {
+    let (directory, entitled) = legacy_directory(Some(BASE));
+    let namespace = Namespace::from("team-a");
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", None))]));
+    directory.apply_demands(&namespace, letting_name(&["*"]));
+    directory.reset_pods(vec![naming("1", "web")]);
+    let grant = || directory.identified(A).unwrap().roles.grants().next().cloned().unwrap();
+    let first = grant();
+    directory.apply_pod(naming("1", "web"));
+    assert!(Arc::ptr_eq(&first, &grant()), "nothing changed");
+    directory.apply_pod(naming("1", "other"));
+    assert!(!directory.entitled(&first) && directory.entitled(&grant()));
+    let second = grant();
+    // The next pod at the address names nothing.
+    directory.reset_pods(vec![Pod::sample("2", &[A])]);
+    assert_eq!(role(&directory), Some(Role::None));
+    assert!(!directory.entitled(&second));
+    let told = entitled.try_iter().map(|(uid, roles)| (uid.to_string(), roles)).collect::<Vec<_>>();
+    let of = |uid: &str, roles: &[&str]| (uid.to_owned(), roles.iter().map(|role| (*role).to_owned()).collect());
+    assert_eq!(told, [of("1", &[ROLE]), of("1", &[OTHER_ROLE]), of("1", &[])]);
+}
+
+#[test]
+fn where_pods_may_name_none_what_they_name_is_not_even_kept() {
+    let (directory, _) = directory();
+    let namespace = Namespace::from("team-a");
+    directory.reset_accounts(&namespace, HashMap::from([("web".into(), account("sa", None))]));
+    for told in [0, 1, 2] {
+        match told {
+            0 => directory.reset_pods(vec![naming("1", "web")]),
+            1 => directory.apply_pod(naming("1", "web")),
+            _ => directory.found_pod(naming("1", "web"), directory.ends()),
+        }
+        assert_eq!(directory.identified(A).unwrap().pod.legacy, None);
+        assert_eq!(role(&directory), Some(Role::None));
+    }
+    assert_eq!(directory.figures().legacy, None);
+}
+
+#[test]
+fn pods_that_name_a_role_are_counted_by_what_becomes_of_it() {
+    let (directory, _) = legacy_directory(Some(BASE));
+    let namespace = Namespace::from("team-a");
+    let accounts = [("web".into(), account("sa", None)), ("new".into(), account("sb", Some(ROLE)))];
+    directory.reset_accounts(&namespace, HashMap::from(accounts));
+    let of_account =
+        |uid, account: &str| Pod { service_account: account.into(), addresses: vec![], ..naming(uid, "web") };
+    directory.reset_pods(vec![
+        of_account("used", "web"),
+        of_account("superseded", "new"),
+        Pod { addresses: vec![], ..naming("refused", "other") },
+        Pod { addresses: vec![], ..naming("wrong", "a b") },
+        of_account("unknown", "none"),
+        Pod { finished: true, ..of_account("ended", "web") },
+        Pod::sample("names none", &[]),
+    ]);
+    directory.apply_demands(&namespace, letting_name(&["web"]));
+    let figures = directory.figures().legacy.unwrap();
+    assert_eq!(figures, LegacyFigures { used: 1, superseded: 1, refused: 2, not_known: 1 });
 }

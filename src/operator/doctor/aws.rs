@@ -82,12 +82,12 @@ async fn ask_one(Place { region, endpoint }: &Place, ca_bundle: Option<&[u8]>) -
     let metrics = Arc::new(Metrics::new().map_err(|error| words(&error))?);
     let sts = Sts::new(https, region.clone(), endpoint.clone(), None, Arc::clone(&metrics));
     let role = ROLE.parse::<RoleArn>().map_err(|error| words(&error))?;
-    let wish = Wish { role, target: None, audience: None, session_seconds: 3600, regional_sts: None };
+    let wish = Wish { role, target: None, audience: None, session_seconds: 3600, regional_sts: None, of_pod: None };
     let token = SecretString::from("none");
     let mut answered = Err(String::new());
     // A connection is kept, so that the second time is that of an answer alone.
     for _ in 0..2 {
-        let ask = Ask { wish: &wish, session_name: "kube2irsa-doctor", tags: &[], token: &token, told: &|_| {} };
+        let ask = Ask { wish: &wish, session_name: "kube2irsa-doctor", tags: &[], token: Some(&token), told: &|_| {} };
         let start = clock::now();
         let error = match sts.exchange(ask).await {
             Ok(_) => return Err("it takes a token that is none".to_owned()),

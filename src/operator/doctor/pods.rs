@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 
 use super::{checks, checks::Check, report::Report};
-use crate::identity::policy::{PERMITTED_ROLES, PermittedRoles};
 use crate::{
     events,
-    identity::annotations::{AnnotationError, Wishes},
+    identity::{
+        annotations::{AnnotationError, Wishes},
+        policy::{Forbids, PERMITTED_ROLES, PermittedRoles},
+    },
     intercept::rivals,
     operator::{
         inventory::{Container, Inventory, Object, Pod},
@@ -95,7 +97,10 @@ fn not_permitted(
         refused.map(move |role| (is_main, role.clone())).collect::<Vec<_>>()
     });
     refused
-        .map(|(is_main, role)| (is_main, AnnotationError::NotPermitted { namespace: namespace.into(), role }))
+        .map(|(is_main, role)| {
+            let (namespace, by) = (namespace.into(), Forbids::PermittedRoles);
+            (is_main, AnnotationError::NotPermitted { namespace, role, by })
+        })
         .collect()
 }
 

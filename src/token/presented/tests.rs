@@ -206,7 +206,7 @@ fn caller(account: Option<&str>) -> Caller {
     let pod = Arc::new(Pod { name: "web-0".into(), ..Pod::sample("pod-uid", &[]) });
     let grant = |account: &str| {
         let role = "arn:aws:iam::123456789012:role/web".parse().unwrap();
-        let wish = Wish { role, target: None, audience: None, session_seconds: 3600, regional_sts: None };
+        let wish = Wish { role, target: None, audience: None, session_seconds: 3600, regional_sts: None, of_pod: None };
         Role::Granted(Arc::new(Grant { pod: Arc::clone(&pod), account: account.into(), wish }))
     };
     let roles = Roles { main: account.map_or(Role::None, grant), ..Roles::default() };

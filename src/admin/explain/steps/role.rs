@@ -27,7 +27,7 @@ pub(super) fn of(explainer: &Explainer, found: &Found, of: &FoundPod, role: &Rol
     match role {
         // The service account's step says why.
         Role::None => Vec::new(),
-        Role::Unknown if of.account.as_ref().is_none_or(|account| !matches!(account.wishes, Ok(Some(_)))) => Vec::new(),
+        Role::Unknown if !names_a_role(explainer, of) => Vec::new(),
         Role::Unknown => {
             let says = format!(
                 "what namespace {} permits has not been read yet: check that the daemon reaches the API server, and may get namespaces",
@@ -51,6 +51,15 @@ pub(super) fn of(explainer: &Explainer, found: &Found, of: &FoundPod, role: &Rol
     }
 }
 
+/// Whether the service account does, or the pod in its place.
+fn names_a_role(explainer: &Explainer, of: &FoundPod) -> bool {
+    of.account.as_ref().is_some_and(|account| match account.wishes {
+        Ok(Some(_)) => true,
+        Ok(None) => of.pod.legacy.is_some() && explainer.readiness.why(Condition::Account).is_none(),
+        Err(_) => false,
+    })
+}
+
 fn policy(found: &Found, role: Option<&RoleArn>) -> About {
     let policy = match found.policy {
         NamespacePolicy::Off => "off",
@@ -68,14 +77,25 @@ fn policy(found: &Found, role: Option<&RoleArn>) -> About {
 fn permitted(found: &Found, grant: &Grant) -> Step {
     let about = policy(found, Some(grant.role()));
     let permitted = found.demands.as_ref().and_then(|demands| demands.permitted.as_ref());
-    match (found.policy, permitted) {
-        (NamespacePolicy::Off, _) => ok(about, "namespaces are not asked (--namespace-policy off)"),
-        (_, None) => ok(about, format!("the namespace permits all roles: it has no annotation {PERMITTED_ROLES}")),
+    let says = match (found.policy, permitted) {
+        (NamespacePolicy::Off, _) => "namespaces are not asked (--namespace-policy off)".to_owned(),
+        (_, None) => format!("the namespace permits all roles: it has no annotation {PERMITTED_ROLES}"),
         (_, Some(permitted)) => {
             let by = grant.wish.hops().filter_map(|hop| permitted.permitting(hop.as_str())).collect::<Vec<_>>();
-            ok(about, format!("the namespace permits it, by {}", by.join(" and ")))
+            format!("the namespace permits it, by {}", by.join(" and "))
         }
+    };
+    ok(about, format!("{says}{}", named_by_pod(found, grant)))
+}
+
+/// What the namespace says of roles that pods name.
+fn named_by_pod(found: &Found, grant: &Grant) -> String {
+    let Some(demands) = found.demands.as_ref().filter(|_| grant.wish.of_pod.is_some()) else { return String::new() };
+    let by = demands.legacy.keys().collect::<Vec<_>>();
+    if by.is_empty() {
+        return "; and its pods may name any (--legacy-namespace-policy annotated)".to_owned();
     }
+    format!("; and its pods may name it, by its {}", by.join(" and "))
 }
 
 fn token(explainer: &Explainer, grant: &Grant, report: Option<&Report>) -> Step {
@@ -90,6 +110,12 @@ fn token(explainer: &Explainer, grant: &Grant, report: Option<&Report>) -> Step 
         last: last.map(|last| time(last.at)),
         code: missed.map(|missed| missed.code.clone()),
     };
+    if !grant.wish.takes_token() {
+        return ok(
+            about,
+            "none is needed: the role is assumed by the daemon's own identity (--legacy-source assume-role)",
+        );
+    }
     let own = if own {
         " The pod's own volumes bring it a token for STS, as the EKS webhook sees to: an SDK that takes that one does not ask here, \
          so that nothing is fetched before somebody does."
