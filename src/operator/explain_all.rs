@@ -244,9 +244,12 @@ impl<'a> Judge<'a> {
         let Some(account) = self.accounts.get(&(namespace, name)) else {
             return found(Cause::AccountMissing, &format!("there is no ServiceAccount {namespace}/{name}"));
         };
+        let mut judged = true;
         if let Some(settings) = self.settings {
             match pods::wishes(account, self.namespaces.get(namespace).copied(), settings) {
                 Ok(Some(_)) | Err(AnnotationError::AccountNotKnown { .. }) => {}
+                // What becomes of that its Event says.
+                Ok(None) if settings.legacy_annotations && pod.names_a_role() => judged = false,
                 Ok(None) => return found(Cause::NoRole, "its ServiceAccount names no role"),
                 Err(error) => {
                     let cause = match error {
@@ -278,7 +281,8 @@ impl<'a> Judge<'a> {
             return found(Cause::DuplicateAddress, says);
         }
         let event = self.events.get(pod.metadata.uid.as_str())?;
-        Some((event.cause()?, event.note.clone(), event.at().map(str::to_owned)))
+        let cause = event.cause().or_else(|| if judged { None } else { event.cause_of_annotation() })?;
+        Some((cause, event.note.clone(), event.at().map(str::to_owned)))
     }
 }
 
@@ -290,6 +294,15 @@ impl Event {
         match self.reason.as_str() {
             "CredentialsRefused" | "TokenRefused" => Some(Cause::Refused),
             "CredentialsUnavailable" => Some(Cause::Unavailable),
+            _ => None,
+        }
+    }
+
+    /// The same of what a pod's own annotation says, which only the daemon judges.
+    fn cause_of_annotation(&self) -> Option<Cause> {
+        match self.reason.as_str() {
+            "InvalidAnnotation" => Some(Cause::BadAnnotation),
+            "RoleNotPermitted" => Some(Cause::NotPermitted),
             _ => None,
         }
     }
@@ -442,5 +455,41 @@ mod tests {
         assert_eq!((group.cause, group.said[0].says.as_str()), (Cause::Refused, "new"));
         assert_eq!(overview.not_looked_at.len(), 1, "which nodes have a daemon is not known, and no fault");
         assert!(!overview.well);
+    }
+
+    #[test]
+    fn what_becomes_of_a_role_that_a_pod_names_is_what_the_daemon_said_of_it() {
+        let pod = json!({
+            "metadata": {"name": "web-0", "namespace": "team-a", "uid": "u",
+                "annotations": {"iam.amazonaws.com/role": "web"}},
+            "spec": {"serviceAccountName": "web", "nodeName": "n"},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+        });
+        let account = json!({"metadata": {"name": "web", "namespace": "team-a"}});
+        let inventory = Inventory {
+            pods: Ok(vec![serde_json::from_value(pod).unwrap()]),
+            accounts: Ok(vec![serde_json::from_value(account).unwrap()]),
+            namespaces: Ok(Vec::new()),
+            nodes: Ok(Vec::new()),
+            daemon_sets: Err("forbidden".to_owned()),
+        };
+        let event = |reason: &str| {
+            let event = json!({"regarding": {"uid": "u"}, "reason": reason, "note": "said",
+                "eventTime": "2026-01-01T00:00:00.000000Z"});
+            Ok(vec![serde_json::from_value::<Event>(event).unwrap()])
+        };
+        let none = Ok(Vec::new());
+        for (legacy_annotations, events, cause) in [
+            (false, &none, Some(Cause::NoRole)),
+            (true, &none, None),
+            (true, &event("RoleNotPermitted"), Some(Cause::NotPermitted)),
+            (true, &event("InvalidAnnotation"), Some(Cause::BadAnnotation)),
+            (true, &event("CredentialsRefused"), Some(Cause::Refused)),
+        ] {
+            let settings = Settings { legacy_annotations, ..Settings::defaults().unwrap() };
+            let overview = overview(&inventory, &Ok(settings), events);
+            let found = overview.causes.first().map(|group| group.cause);
+            assert_eq!(found, cause, "{legacy_annotations} {events:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use serde::Deserialize;
 
 use super::cluster::{self, Cluster};
+use crate::identity::legacy;
 
 /// What was read, or why not.
 pub type Read<T> = Result<T, String>;
@@ -297,6 +298,12 @@ impl Pod {
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
+    }
+
+    /// Whether it is annotated with a role, as with kube2iam and kiam.
+    #[must_use]
+    pub fn names_a_role(&self) -> bool {
+        self.metadata.annotations.get(legacy::ROLE).is_some_and(|role| !role.is_empty())
     }
 
     /// Whether it is being deleted.

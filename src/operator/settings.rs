@@ -39,6 +39,8 @@ pub struct Settings {
     pub region: Option<String>,
     /// Where STS is, where that is named.
     pub sts_endpoint: Option<String>,
+    /// Pods may name their roles themselves.
+    pub legacy_annotations: bool,
     /// They take the rules out, and serve nobody.
     pub removes: bool,
 }
@@ -114,6 +116,7 @@ impl Settings {
             container_endpoints: args.container_endpoints.split(',').filter_map(|at| at.trim().parse().ok()).collect(),
             region: args.region.clone(),
             sts_endpoint: args.sts_endpoint.clone(),
+            legacy_annotations: args.legacy_annotations,
             removes: false,
         }
     }

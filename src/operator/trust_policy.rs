@@ -16,6 +16,7 @@ use self::check::{Candidate, Question};
 use super::{
     OperatorError, Verdict,
     cluster::{Cluster, unavailable},
+    oidc,
 };
 use crate::{
     cli::{Output, PolicyFormat, TrustPolicyArgs},
@@ -42,9 +43,6 @@ pub use self::{
     issuer::{Issuer, NotAnIssuer, Subject},
     policy::{NotAPolicy, TrustPolicy},
 };
-
-/// Issuers that only a cluster itself can reach.
-const WITHIN_A_CLUSTER: [&str; 2] = [".svc", ".cluster.local"];
 
 /// What was asked for, its form checked.
 struct Ask<'a> {
@@ -247,7 +245,7 @@ impl<'a> Ask<'a> {
             OperatorError::Unavailable(format!("the cluster's issuer: {error}; --issuer says which AWS is to trust"))
         })?;
         let host = issuer.name().split('/').next().unwrap_or_default();
-        if WITHIN_A_CLUSTER.iter().any(|end| host.ends_with(end)) {
+        if oidc::issuer::out_of_reach(host).is_some() {
             warn(&format!(
                 "AWS cannot reach the cluster's issuer {issuer}: give the API server one that it can (docs/install-off-eks.md)"
             ));

@@ -12,6 +12,7 @@ use crate::{
     operator::{
         cluster::{self, Cluster},
         inventory::Read,
+        oidc::{self, finding::State},
     },
 };
 
@@ -186,21 +187,9 @@ fn split(url: &str) -> (&str, &str) {
 }
 
 /// Why AWS would not take an issuer's URL.
-fn defect(issuer: &str) -> Option<&'static str> {
-    let (root, path) = split(issuer);
-    let Some(authority) = root.strip_prefix("https://") else { return Some("it is not https") };
-    // An address of IPv6 has colons of its own.
-    let has_port = authority.rsplit(']').next().is_some_and(|after| after.contains(':'));
-    let host = authority.split(':').next().unwrap_or_default();
-    let is_internal = host == "localhost"
-        || !host.contains('.') && !authority.starts_with('[')
-        || [".svc", ".local", ".internal", ".localhost"].iter().any(|end| host.ends_with(end));
-    match () {
-        () if has_port => Some("it has a port of its own"),
-        () if path.contains(['?', '#']) => Some("it has a query"),
-        () if is_internal => Some("it is a name that is known inside of the cluster alone"),
-        () => None,
-    }
+fn defect(issuer: &str) -> Option<String> {
+    let mut found = oidc::issuer::findings(issuer).into_iter();
+    found.find(|finding| finding.state == State::Fails).map(|finding| finding.what)
 }
 
 /// What follows from the issuer.
@@ -212,15 +201,13 @@ pub(super) fn look_at_issuer(issuer: &Issuer, report: &mut Report) {
     report.seen("issuer", format!("{}, keys: {}", own.issuer, own.keys.len()));
     let mend = "the API server's --service-account-issuer: docs/install-off-eks.md, \"An issuer that AWS can reach\"";
     if let Some(defect) = defect(&own.issuer) {
-        return report.find(&checks::ISSUER, format!("{}: {defect}", own.issuer), mend);
+        return report.find(&checks::ISSUER, defect, mend);
     }
     match &issuer.public {
         None => {}
-        Some(Err(why)) => report.find(
-            &checks::ISSUER_SILENT,
-            format!("{}{DISCOVERY}: {why}", own.issuer),
-            format!("curl -v {}{DISCOVERY}", own.issuer),
-        ),
+        Some(Err(why)) => {
+            report.find(&checks::ISSUER_SILENT, format!("{}{DISCOVERY}: {why}", own.issuer), "kube2irsa oidc check")
+        }
         Some(Ok(public)) => {
             let missing = own.keys.iter().filter(|key| !public.keys.contains(key)).collect::<Vec<_>>();
             if public.issuer != own.issuer {
@@ -231,7 +218,7 @@ pub(super) fn look_at_issuer(issuer: &Issuer, report: &mut Report) {
                 report.find(
                     &checks::ISSUER_DIFFERS,
                     format!("{} lacks a key that the API server signs with: {missing}", public.jwks_uri),
-                    "publish what kubectl get --raw /openid/v1/jwks prints",
+                    "kube2irsa oidc export DIR, and put the files where the issuer's URL leads (docs/oidc.md)",
                 );
             }
         }
