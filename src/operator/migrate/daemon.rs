@@ -1,8 +1,11 @@
 //! The daemon that is left: where it is, and the flags that it runs with. Pure.
 
-use std::collections::BTreeMap;
+use std::{borrow::Borrow, collections::BTreeMap};
 
-use super::objects::{Cluster, Container};
+use super::{
+    objects::{Cluster, Container},
+    plan::Remark,
+};
 
 /// Flags by their names without dashes. One without a value is `true`, as with Go's libraries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +50,19 @@ pub(super) fn find(cluster: &Cluster, image: &str) -> Vec<Daemon> {
         }
     }
     found
+}
+
+/// Those that are not told what the first is.
+pub(super) fn told_otherwise<D: Borrow<Daemon>>(first: &Daemon, others: &[D]) -> Vec<Remark> {
+    let others = others.iter().map(Borrow::borrow).filter(|other| other.flags != first.flags);
+    let remark = |other: &Daemon| {
+        Remark::new(
+            &other.workload,
+            format!("its flags are not those of {}, which are taken", first.workload),
+            "run this for each of them, with --daemon-flags",
+        )
+    };
+    others.map(remark).collect()
 }
 
 /// What a shell between them is given counts as its words.

@@ -8,11 +8,8 @@ use super::{
     objects::Cluster,
     plan::Remark,
 };
+use crate::identity::legacy::{EXTERNAL_ID, PERMITTED, ROLE, SESSION_NAME};
 
-const ROLE: &str = "iam.amazonaws.com/role";
-const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
-const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
-const PERMITTED: &str = "iam.amazonaws.com/permitted";
 /// `--session-duration`'s default.
 const SESSION_DURATION: u32 = 900;
 
@@ -33,13 +30,7 @@ pub(super) fn rules(cluster: &Cluster, given: &Given) -> Result<Legacy, Vec<Stri
             (Flags::default(), "")
         }
         (None, [first, others @ ..]) => {
-            for other in others.iter().filter(|other| other.flags != first.flags) {
-                left.push(Remark::new(
-                    &other.workload,
-                    format!("its flags are not those of {}, which are taken", first.workload),
-                    "run this for each of them, with --daemon-flags",
-                ));
-            }
+            left.extend(daemon::told_otherwise(first, others));
             (first.flags.clone(), first.image.as_str())
         }
     };

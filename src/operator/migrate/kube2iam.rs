@@ -8,11 +8,8 @@ use super::{
     objects::Cluster,
     plan::Remark,
 };
+use crate::identity::legacy::{ALLOWED_ROLES, EXTERNAL_ID, ROLE, SESSION_NAME};
 
-const ROLE: &str = "iam.amazonaws.com/role";
-const EXTERNAL_ID: &str = "iam.amazonaws.com/external-id";
-const SESSION_NAME: &str = "iam.amazonaws.com/session-name";
-const ALLOWED_ROLES: &str = "iam.amazonaws.com/allowed-roles";
 /// `--iam-role-session-ttl`'s default.
 const SESSION_TTL: u32 = 900;
 
@@ -32,13 +29,7 @@ pub(super) fn rules(cluster: &Cluster, given: &Given) -> Result<Legacy, Vec<Stri
             Flags::default()
         }
         (None, [first, others @ ..]) => {
-            for other in others.iter().filter(|other| other.flags != first.flags) {
-                left.push(Remark::new(
-                    &other.workload,
-                    format!("its flags are not those of {}, which are taken", first.workload),
-                    "run this for each of them, with --daemon-flags",
-                ));
-            }
+            left.extend(daemon::told_otherwise(first, others));
             first.flags.clone()
         }
     };
