@@ -524,7 +524,8 @@ fn what_cannot_be_looked_at_is_said_to_be_so() {
     // Who may see little: the daemon itself.
     fs::copy(sandbox.kubeconfig(), sandbox.directory().join("operator")).unwrap();
     let (said, ids) = found(&sandbox, CLUSTER);
-    assert_eq!(ids, BTreeSet::new(), "{said:#}");
+    assert_eq!(ids, ["cluster-not-seen".to_owned()].into(), "{said:#}");
+    assert_eq!(said["well"], false, "{said:#}");
     let unseen = said["not_looked_at"].as_array().unwrap();
     let whats = unseen.iter().map(|unseen| unseen["what"].as_str().unwrap()).collect::<Vec<_>>();
     for what in

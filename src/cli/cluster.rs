@@ -7,7 +7,7 @@ use clap::Args;
 /// The flags by which a command finds its cluster, as `kubectl` does.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ClusterArgs {
-    /// Kubeconfig file. Absent: those of KUBECONFIG, else ~/.kube/config, else the pod's own service account.
+    /// Kubeconfig file; a proxy that it names is not used. Absent: those of KUBECONFIG, else ~/.kube/config, else the pod's own service account.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 

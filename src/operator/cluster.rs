@@ -107,7 +107,7 @@ impl Cluster {
         // As the daemon: that of the environment is not the API server's.
         config.proxy_url = None;
         api_server::set_limits(&mut config);
-        let url = config.cluster_url.to_string();
+        let url = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         Ok(Self { client: api_server::client(config)?, url })
     }
 
@@ -134,8 +134,16 @@ impl Cluster {
     pub async fn list<T: DeserializeOwned>(&self, path: &str) -> kube::Result<Vec<T>> {
         let (mut all, mut from) = (Vec::new(), String::new());
         let separator = if path.contains('?') { '&' } else { '?' };
+        let mut begun_anew = false;
         loop {
-            let page = self.get::<Page<T>>(&format!("{path}{separator}limit={PAGE}{from}")).await?;
+            let page = match self.get::<Page<T>>(&format!("{path}{separator}limit={PAGE}{from}")).await {
+                // What it was to go on from is forgotten: the list took too long.
+                Err(kube::Error::Api(status)) if status.code == 410 && !std::mem::replace(&mut begun_anew, true) => {
+                    (all, from) = (Vec::new(), String::new());
+                    continue;
+                }
+                page => page?,
+            };
             all.extend(page.items);
             match page.metadata.more {
                 Some(more) if !more.is_empty() => from = format!("&continue={more}"),

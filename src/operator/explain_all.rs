@@ -41,6 +41,8 @@ pub enum Cause {
     BadAnnotation,
     /// The namespace does not permit its role.
     NotPermitted,
+    /// Nobody is served: it is only observed, or we are being removed.
+    NotServed,
     /// It is on the node's network, and such pods are not served.
     HostNetwork,
     /// No daemon is ready on its node.
@@ -218,7 +220,9 @@ impl<'a> Judge<'a> {
             disputed.extend(pods.iter().map(|pod| (pod.metadata.uid.as_str(), says.clone())));
         }
         let mut last = HashMap::<&str, &Event>::new();
-        for event in events.iter().flatten().filter(|event| event.cause().is_some()) {
+        for event in
+            events.iter().flatten().filter(|event| event.cause().or_else(|| event.cause_of_annotation()).is_some())
+        {
             let known = last.entry(&event.regarding.uid).or_insert(event);
             if event.at() > known.at() {
                 *known = event;
@@ -262,6 +266,13 @@ impl<'a> Judge<'a> {
         }
         if pod.containers().any(|container| container.variable(OWN_TOKEN).is_some()) {
             return found(Cause::OwnToken, "the EKS webhook gave it a token, which its SDK exchanges itself");
+        }
+        if let Some(settings) = self.settings.filter(|settings| !settings.serves()) {
+            let mode = if settings.removes { "remove" } else { "observe" };
+            return found(
+                Cause::NotServed,
+                &format!("kube2irsa serves nobody (mode: {mode}): it has what it has without us"),
+            );
         }
         let mode = self.settings.map(|settings| settings.host_network.as_str()).unwrap_or_default();
         if pod.spec.host_network && matches!(mode, "off" | "deny") {
@@ -318,10 +329,11 @@ impl Event {
 
 impl Cause {
     /// All of them, as they are told.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::AccountMissing,
         Self::BadAnnotation,
         Self::NotPermitted,
+        Self::NotServed,
         Self::HostNetwork,
         Self::NoDaemon,
         Self::DuplicateAddress,
@@ -346,6 +358,7 @@ impl Cause {
             Self::AccountMissing => "account-missing",
             Self::BadAnnotation => "bad-annotation",
             Self::NotPermitted => "not-permitted",
+            Self::NotServed => "not-served",
             Self::HostNetwork => "host-network",
             Self::NoDaemon => "no-daemon",
             Self::DuplicateAddress => "duplicate-address",
@@ -365,6 +378,7 @@ impl Cause {
             Self::AccountMissing => "create the ServiceAccount, and restart the pod",
             Self::BadAnnotation => "kubectl annotate --overwrite serviceaccount: it is in force at once",
             Self::NotPermitted => "have whoever owns the namespace add the role to kube2irsa.io/permitted-roles",
+            Self::NotServed => "set mode: run in the chart's values, once you have seen what you wanted to see",
             Self::HostNetwork => "set flags.host-network: serve in the chart's values (docs/host-network.md)",
             Self::NoDaemon => "kubectl describe the daemon's pod of that node; kube2irsa doctor says more",
             Self::DuplicateAddress => "delete one of the pods: it comes back at another address",

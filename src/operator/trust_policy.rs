@@ -294,7 +294,7 @@ fn change_issuers(args: &TrustPolicyArgs, out: &mut dyn Write) -> Result<Verdict
         return Err(ConfigErrors(errors).into());
     }
     let file = args.subjects.first().map_or("-", String::as_str);
-    let wrong = |error: &dyn std::fmt::Display| OperatorError::Other(anyhow::anyhow!("{file}: {error}"));
+    let wrong = |error: &dyn std::fmt::Display| OperatorError::usage(format!("{file}: {error}"));
     let (mut policy, role) = evaluation::read(&text_of(file)?).map_err(|error| wrong(&error))?;
     if let Some(new) = &new {
         policy = change::add(&policy, new, like.as_ref()).map_err(|error| wrong(&error))?;

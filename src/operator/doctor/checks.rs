@@ -52,6 +52,9 @@ macro_rules! checks {
 }
 
 checks! {
+    NOT_SEEN Warning "cluster-not-seen":
+        "objects of the cluster may not be read",
+        "What is wrong with them is not found: that nothing else is said is no all-clear.";
     DAEMON_MISSING Error "daemon-missing":
         "no DaemonSet is labelled `app.kubernetes.io/name: kube2irsa`",
         "Nobody serves the pods of the cluster.";

@@ -127,7 +127,12 @@ fn others(inventory: &Inventory, settings: &Settings, report: &mut Report) {
         report.find(
             &checks::FOREIGN,
             format!("{what} runs {image}"),
-            format!("once its pods' roles are annotated: kubectl -n {namespace} delete {kind} {object}"),
+            match inventory.daemon().is_some() && settings.serves() {
+                true => format!(
+                    "once we serve every node and its pods' roles are annotated, not before: kubectl -n {namespace} delete {kind} {object} (docs/migrate.md)"
+                ),
+                false => "nothing yet: its pods need it until we serve them (docs/migrate.md)".to_owned(),
+            },
         );
     }
     let named = settings.container_endpoints.iter().map(ToString::to_string);

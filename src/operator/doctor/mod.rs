@@ -108,6 +108,11 @@ fn of_cluster(cluster: &ClusterFacts, report: &mut Report) {
     for (what, why) in cluster.inventory.unread() {
         report.unseen(what, why);
     }
+    let unread = cluster.inventory.unread().into_iter().map(|(what, _)| what).collect::<Vec<_>>();
+    if !unread.is_empty() {
+        let mend = "run it as somebody who may list them: kubectl auth can-i --list says what you may";
+        report.find(&checks::NOT_SEEN, format!("not read: {}", unread.join(", ")), mend);
+    }
     let account = (cluster.account.0.as_str(), cluster.account.1.as_str());
     let settings = match &cluster.settings {
         Ok(settings) => settings,

@@ -241,7 +241,9 @@ fn mend(subject: Subject) -> &'static str {
             "the daemon puts it back within a second: kubectl logs of its pod says why it cannot"
         }
         Subject::Obstacles => "docs/interception.md, \"What may be in the way\"",
-        Subject::Others => "kubectl get daemonsets -A | grep -E 'kube2iam|kiam', and delete that one",
+        Subject::Others => {
+            "take it out once we serve every node and its pods' roles are annotated, not before (docs/migrate.md)"
+        }
         Subject::HostNetwork => "kubectl logs of the daemon's pod says why; docs/host-network.md",
         Subject::Daemon => "kubectl describe pod, and kubectl logs --previous, of the daemon's pod on this node",
         Subject::Leftovers => "kube2irsa rules remove",

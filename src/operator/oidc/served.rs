@@ -1,6 +1,6 @@
 //! Both documents, as the cluster's API servers serve them.
 
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use serde_json::Value;
 
 use super::documents::{DISCOVERY, Discovery, KEYS, KeySet};
@@ -32,8 +32,9 @@ pub struct Served {
 pub async fn read(args: &OidcApiServerArgs) -> Result<Served, OperatorError> {
     let mut clusters = Vec::new();
     for server in &args.servers {
-        let url = server.parse::<Uri>().ok().filter(|url| url.scheme().is_some() && url.host().is_some());
-        let url = url.ok_or_else(|| OperatorError::usage(format!("--server {server}: is no URL of an API server")))?;
+        let url = server.parse::<Uri>().ok().filter(|url| url.scheme() == Some(&Scheme::HTTPS) && url.host().is_some());
+        let url =
+            url.ok_or_else(|| OperatorError::usage(format!("--server {server}: is no https URL of an API server")))?;
         clusters.push(Cluster::connect_to(&args.cluster, url).await?);
     }
     if clusters.is_empty() {

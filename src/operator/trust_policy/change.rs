@@ -31,6 +31,17 @@ pub enum CannotChange {
         /// The issuers.
         issuers: Vec<String>,
     },
+    /// A statement holds for every issuer whose tokens lack this one's keys.
+    #[error(
+        "statement {place} holds for tokens of all issuers but {issuer}, whose keys those lack: change it by hand, for with another \
+         issuer in its place it would be another statement"
+    )]
+    OfAllOthers {
+        /// The statement's place, from one.
+        place: usize,
+        /// The issuer.
+        issuer: String,
+    },
     /// Nothing would be left.
     #[error("without {0} there is no statement left: nobody could assume the role any more")]
     NothingLeft(Issuer),
@@ -69,7 +80,7 @@ pub fn remove(policy: &TrustPolicy, issuer: &Issuer) -> Result<TrustPolicy, Cann
     if gone.is_empty() {
         return Ok(policy.clone());
     }
-    gone.iter().try_for_each(|(place, statement)| is_of_one(*place, statement))?;
+    gone.iter().try_for_each(|(place, statement)| is_of_this_one(*place, statement, issuer.name()))?;
     match left.is_empty() {
         true => Err(CannotChange::NothingLeft(issuer.clone())),
         false => Ok(policy.with_statements(left.into_iter().map(|(_, statement)| statement.clone()).collect())),
@@ -104,7 +115,7 @@ fn copies(statements: &[Json], model: &str, new: &Issuer) -> Result<Vec<Json>, C
     let mut sids = statements.iter().filter_map(|it| it.get("Sid")?.text()).map(str::to_owned).collect::<Vec<_>>();
     let of_model = (1..).zip(statements).filter(|(_, statement)| mentions(statement, model));
     let copy = |(place, statement): (usize, &Json)| {
-        is_of_one(place, statement)?;
+        is_of_this_one(place, statement, model)?;
         let mut copy = renamed(statement, model, new.name());
         if let Json::Object(members) = &mut copy {
             for (_, sid) in members.iter_mut().filter(|(name, _)| name == "Sid") {
@@ -178,9 +189,28 @@ fn is_of_a_cluster(statement: &Json) -> bool {
     actions.iter().any(|action| action.eq_ignore_ascii_case(WEB_IDENTITY)) && subjects.any(|it| it.starts_with(SUBJECT))
 }
 
-fn is_of_one(place: usize, statement: &Json) -> Result<(), CannotChange> {
+/// Whether a statement is about one issuer's tokens alone.
+fn is_of_this_one(place: usize, statement: &Json, issuer: &str) -> Result<(), CannotChange> {
     let issuers = issuers(statement);
-    if issuers.len() > 1 { Err(CannotChange::Entangled { place, issuers }) } else { Ok(()) }
+    if issuers.len() > 1 {
+        return Err(CannotChange::Entangled { place, issuers });
+    }
+    let is_principal = federated(statement).any(|it| it.eq_ignore_ascii_case(issuer));
+    let conditions = statement.get("Condition").and_then(Json::members).unwrap_or_default();
+    let of_issuer =
+        |keys: &Json| keys.members().unwrap_or_default().iter().any(|(key, _)| claim_of(key, issuer).is_some());
+    // It is enough that one condition needs the key: all must hold.
+    let mut of_issuer = conditions.iter().filter(|(_, keys)| of_issuer(keys)).map(|(operator, _)| operator).peekable();
+    if !is_principal && of_issuer.peek().is_some() && of_issuer.all(|operator| holds_without_the_key(operator)) {
+        return Err(CannotChange::OfAllOthers { place, issuer: issuer.to_owned() });
+    }
+    Ok(())
+}
+
+/// Whether a condition with this operator holds where its key is missing.
+fn holds_without_the_key(operator: &str) -> bool {
+    let (set, name) = operator.split_once(':').unwrap_or(("", operator));
+    set == "ForAllValues" || name.contains("Not") || name.ends_with("IfExists") || name == "Null"
 }
 
 fn without_sid(statement: &Json) -> Json {

@@ -53,6 +53,20 @@ fn denies_of_an_issuer_go_with_it() {
 }
 
 #[test]
+fn a_deny_that_holds_wherever_the_issuers_key_is_missing_is_nobodys_to_copy_or_take_out() {
+    let blue = admits("blue", "", WEB);
+    for operator in ["StringNotLike", "StringNotEquals", "StringEqualsIfExists", "ForAllValues:StringLike", "Null"] {
+        let deny = format!(
+            r#"{{"Effect":"Deny","Principal":"*","Action":"sts:AssumeRoleWithWebIdentity","Condition":{{"{operator}":{{"oidc.example.com/blue:sub":"true"}}}}}}"#
+        );
+        let before = policy(&written(&[&blue, &deny]));
+        for done in [add(&before, &issuer(GREEN), None), remove(&before, &issuer(BLUE))] {
+            assert!(matches!(done, Err(CannotChange::OfAllOthers { place: 3, .. })), "{operator}: {done:?}");
+        }
+    }
+}
+
+#[test]
 fn a_third_issuer_is_like_the_others_if_those_are_alike() {
     let (blue, green) = (admits("blue", r#""Sid":"A","#, WEB), admits("green", r#""Sid":"B","#, WEB));
     let third = issuer("https://oidc.example.com/third");

@@ -245,7 +245,9 @@ impl<'a> Condition<'a> {
     /// Which of its values admits service accounts of more than one namespace.
     fn wide(&self) -> Option<&'a str> {
         let is_wide = |value: &&&str| {
-            let may_be_accounts = value.starts_with(SUBJECT) || like(value, STRANGER) == Holds::Yes;
+            // What comes before the first wildcard.
+            let literal = value.split(['*', '?']).next().unwrap_or_default();
+            let may_be_accounts = literal.starts_with(SUBJECT) || SUBJECT.starts_with(literal);
             value.contains(['*', '?']) && issuer::namespace(value).is_none() && may_be_accounts
         };
         if self.operator.test == Test::Like { self.values.iter().find(is_wide).copied() } else { None }
