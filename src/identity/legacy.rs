@@ -259,8 +259,10 @@ fn permitted(text: &str) -> Result<Roles, String> {
     if text.is_empty() {
         return Ok(Roles { whole: Matcher::Expression(None), named: Matcher::Expression(None) });
     }
-    let expression = expression(&[text.to_owned()])?;
-    Ok(Roles { whole: expression.clone(), named: expression })
+    let named = expression(&[text.to_owned()])?;
+    // What does not speak of ARNs is of names: `a.*` would else be every role of every account.
+    let whole = if text.contains("arn:") { named.clone() } else { Matcher::Expression(None) };
+    Ok(Roles { whole, named })
 }
 
 /// One that matches what one of these matches from its beginning to its end.

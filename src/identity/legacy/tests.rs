@@ -245,9 +245,14 @@ fn kiams_expression_is_matched_with_the_arn_or_with_the_name_below_the_base() {
     let other = "arn:aws:iam::444455556666:role/web";
     for (pattern, permitted) in [
         ("web", [true, false, false]),
-        (".*", [true, true, true]),
+        // What does not speak of ARNs opens no other account's roles.
+        (".*", [true, true, false]),
+        (".*web", [true, true, false]),
+        ("a.*", [false, false, false]),
         ("team/.*", [false, true, false]),
         ("arn:aws:iam::[0-9]+:role/web", [true, false, true]),
+        ("arn:.*", [true, true, true]),
+        (".*web|arn:aws:iam::444455556666:role/none", [true, true, true]),
         ("111122223333", [false, false, false]),
     ] {
         assert_eq!(permits(&[(PERMITTED, pattern)], Format::Glob, ["web", "team/web", other]), permitted, "{pattern}");
