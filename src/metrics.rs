@@ -205,8 +205,8 @@ metrics! {
                     Label::new("result", &["ok", "AccessDenied", "ExpiredToken", "ExpiredTokenException",
                         "IDPCommunicationError", "IDPRejectedClaim", "InternalFailure", "InvalidClientTokenId",
                         "InvalidIdentityToken", "MalformedPolicyDocument", "NoCredentials", "NoIdentity", "NoRegion",
-                        "PackedPolicyTooLarge", "RegionDisabledException", "ServiceUnavailable", "SignatureDoesNotMatch",
-                        "Throttling", "Timeout", "Unreachable", "Unreadable", "ValidationError", "other"]),
+                        "OwnRole", "PackedPolicyTooLarge", "RegionDisabledException", "ServiceUnavailable",
+                        "SignatureDoesNotMatch", "Throttling", "Timeout", "Unreachable", "Unreadable", "ValidationError", "other"]),
                 ]),
                 note("`assume_role`: the second hop, and of roles that pods name with `--legacy-source assume-role`; **`NoIdentity`: the \
                       keys for those are not to be had.**");

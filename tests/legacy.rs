@@ -363,6 +363,63 @@ fn as_kube2iam_does_roles_are_assumed_as_the_node_with_external_id_and_session_n
     }
 }
 
+/// It may assume all roles, itself too, by its permissions and by this trust.
+fn put_self_trusting_role(sandbox: &Sandbox, role: &str, mut trust: Vec<Value>) {
+    let allow = json!({"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "arn:aws:iam::*:role/*"});
+    trust.push(json!({"Effect": "Allow", "Principal": {"AWS": arn(role)}, "Action": "sts:AssumeRole"}));
+    let role = Role {
+        permissions: Some(json!({"Version": "2012-10-17", "Statement": allow})),
+        ..Role::new(&arn(role), json!({"Version": "2012-10-17", "Statement": trust}))
+    };
+    sandbox.cloud.sts.put_role_with(&role).unwrap();
+}
+
+/// Each of these pods is refused the role that it names, and STS was not asked for it.
+fn is_refused_as_our_own(sandbox: &Sandbox, daemon: &Daemon, pods: &[&Pod], names: &[&str]) {
+    for (pod, name) in pods.iter().zip(names) {
+        eventually("it is refused", || list(pod).0 == 403);
+        assert_eq!(document(pod, name.rsplit('/').next().unwrap()).status, 503);
+        assert!(daemon.log().contains(&format!("AssumeRole of {}: OwnRole", arn(name))), "{}", daemon.log());
+    }
+    assert_eq!(sandbox.cloud.sts.call_count("AssumeRole"), 0);
+}
+
+#[test]
+fn the_nodes_role_is_no_pods_even_where_it_trusts_itself_and_the_namespace_permits_it() {
+    let sandbox = sandbox();
+    let ec2 = json!({"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"});
+    put_self_trusting_role(&sandbox, NODE_ROLE, vec![ec2]);
+    namespace(&sandbox, &[(PERMITTED, ".*|arn:.*")]);
+    let shouted = NODE_ROLE.to_uppercase();
+    let elsewhere = format!("arn:aws:iam::444455556666:role/x/{NODE_ROLE}");
+    let names = [NODE_ROLE, &shouted, &elsewhere];
+    let pods = [0, 1, 2].map(|at| pod(&sandbox, &format!("bold-{at}"), &[(ROLE, names[at])]));
+    assert!(is_session_of(&sdk(&sandbox, &pods[0]).arn.unwrap(), NODE_ROLE), "without us it has it");
+    let daemon = Daemon::ready(&sandbox, &AS_NODE);
+    is_refused_as_our_own(&sandbox, &daemon, &pods.each_ref(), &names);
+    eventually("the pods' owners are told", || events(&sandbox, "CredentialsRefused").len() == 3);
+    no_secret_in(&daemon);
+}
+
+#[test]
+fn the_daemons_own_role_is_no_pods_either() {
+    let sandbox = sandbox();
+    let own = arn("kube2irsa");
+    let trust = sandbox.role(&own, DAEMON, DAEMON).unwrap().trust_policy["Statement"].clone();
+    let trust = trust.as_array().cloned().unwrap_or_else(|| vec![trust]);
+    put_self_trusting_role(&sandbox, "kube2irsa", trust);
+    namespace(&sandbox, &[(PERMITTED, ".*")]);
+    let bold = pod(&sandbox, "bold-0", &[(ROLE, "kube2irsa")]);
+    let token_file = sandbox.directory().join("token");
+    let token = sandbox.cloud.kubernetes.projected_token(DAEMON, DAEMON, DAEMON_POD, AUDIENCE).unwrap();
+    std::fs::write(&token_file, token).unwrap();
+    let environment = [("AWS_ROLE_ARN", own.as_str()), ("AWS_WEB_IDENTITY_TOKEN_FILE", token_file.to_str().unwrap())];
+    let flags = [&AS_NODE[..], &["--legacy-identity", "web-identity"]].concat();
+    let daemon = Daemon::ready_in(&sandbox, &environment, &flags);
+    is_refused_as_our_own(&sandbox, &daemon, &[&bold], &["kube2irsa"]);
+    no_secret_in(&daemon);
+}
+
 #[test]
 fn the_nodes_keys_are_asked_for_again_when_sts_takes_them_no_longer_and_kept_while_they_are_not_to_be_had() {
     let sandbox = sandbox();

@@ -65,8 +65,8 @@ struct Document {
     expiration: String,
 }
 
-/// The keys of the node's own role. What is wrong is said without what was answered.
-async fn of_node(imds: &Uri) -> Result<Session, String> {
+/// The name of the node's own role, and its keys. What is wrong is said without what was answered.
+async fn of_node(imds: &Uri) -> Result<(String, Session), String> {
     let page = async |path: &str| upstream::page(imds, path).await.map_err(|error| error.to_string());
     let none = || format!("{imds} names no role of the node");
     let list = page(CREDENTIALS).await?.ok_or_else(none)?;
@@ -79,11 +79,12 @@ async fn of_node(imds: &Uri) -> Result<Session, String> {
     let document = serde_json::from_slice::<Document>(&document.body).map_err(|_| unreadable())?;
     let expires = DateTime::from_str(&document.expiration, Format::DateTime).map_err(|_| unreadable())?;
     let expires = Duration::from_secs(u64::try_from(expires.secs()).unwrap_or_default());
-    Ok(Session {
+    let session = Session {
         access_key_id: document.access_key_id,
         secret_access_key: document.secret_access_key.into(),
         session_token: document.token.into(),
         expiration: SystemTime::UNIX_EPOCH + expires,
         shortened: false,
-    })
+    };
+    Ok((name.to_owned(), session))
 }

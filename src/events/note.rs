@@ -180,6 +180,7 @@ fn of_exchange(error: &ExchangeError, grant: &Grant, audience: &str) -> String {
         _ if !grant.wish.takes_token() && (error.action == Action::WebIdentity || error.code == "NoIdentity") => {
             "That is for whoever runs kube2irsa, not for you: it has no identity to assume roles by".to_owned()
         }
+        ("OwnRole", _) => "Name a role of the pod's own".to_owned(),
         ("NoRegion", _) => "That is for whoever runs kube2irsa, not for you".to_owned(),
         ("AccessDenied", _) => format!(
             "Check that the role exists, and that its trust policy allows sts:AssumeRoleWithWebIdentity to the cluster's OIDC provider where its sub is system:serviceaccount:{}:{} and its aud is {audience}",

@@ -120,7 +120,7 @@ impl ExchangeError {
     /// The code as a metric's label: one of a bounded number.
     #[must_use]
     pub fn label(&self) -> &'static str {
-        const KNOWN: [&str; 21] = [
+        const KNOWN: [&str; 22] = [
             "AccessDenied",
             "ExpiredToken",
             "ExpiredTokenException",
@@ -133,6 +133,7 @@ impl ExchangeError {
             "NoCredentials",
             "NoIdentity",
             "NoRegion",
+            "OwnRole",
             "PackedPolicyTooLarge",
             "RegionDisabledException",
             "ServiceUnavailable",

@@ -236,6 +236,14 @@ impl Sts {
             ));
         };
         let keys = own.keys(self, &role).await?;
+        if own.is_of(&role) {
+            return Err(ExchangeError::new(
+                (Action::AssumeRole, &role),
+                Class::Permanent,
+                "OwnRole",
+                "it is the node's role, or kube2irsa's own: no pod is given that",
+            ));
+        }
         let external_id = ask.wish.of_pod.as_ref().and_then(|of_pod| of_pod.external_id.clone());
         let target = Target { role, external_id };
         match self.assume_role(ask, &target, &[], &keys).await {

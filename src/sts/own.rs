@@ -1,13 +1,13 @@
 //! The daemon's own identity at AWS, by which roles are assumed that pods name themselves (`--legacy-source assume-role`).
 //!
 //! Owns its keys, in memory alone and overwritten when they are given back; asked for when the first role is to be assumed,
-//! and again before they end. Invariants: nobody is ever given them; while new ones are not to be had, those that are good
+//! and again before they end. Invariants: nobody is ever given them, nor others of the same role; while new ones are not to be had, those that are good
 //! still are used; that they are not to be had is said to all who wait for them, and asked again a second later.
 
 use std::{
     fmt,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex as SyncMutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,8 +31,8 @@ const LEAST: Duration = Duration::from_secs(10);
 /// A failure is remembered for so long.
 const REMEMBERED: Duration = Duration::from_secs(1);
 
-/// Asks the real metadata service for the keys of the node's role.
-pub type AskNode = Box<dyn Fn() -> BoxFuture<'static, Result<Session, String>> + Send + Sync>;
+/// Asks the real metadata service for the name of the node's role, and for its keys.
+pub type AskNode = Box<dyn Fn() -> BoxFuture<'static, Result<(String, Session), String>> + Send + Sync>;
 
 /// Whose keys they are.
 pub enum Identity {
@@ -52,6 +52,8 @@ pub enum Identity {
 /// The identity, and its keys.
 pub struct Own {
     identity: Identity,
+    /// Of the node's role, as it was named with the keys.
+    nodes_role: SyncMutex<Option<String>>,
     state: Mutex<State>,
 }
 
@@ -79,7 +81,7 @@ impl Own {
     /// This identity, whose keys are not known yet.
     #[must_use]
     pub fn new(identity: Identity) -> Self {
-        Self { identity, state: Mutex::default() }
+        Self { identity, nodes_role: SyncMutex::default(), state: Mutex::default() }
     }
 
     /// Keys to assume `role` with.
@@ -123,6 +125,20 @@ impl Own {
         }
     }
 
+    /// Whether this is the role that the keys are of, which are there: one that trusts itself could be assumed for a pod. Of
+    /// the node's the name alone is known, so that one of another account is taken for it too.
+    pub(super) fn is_of(&self, role: &RoleArn) -> bool {
+        match &self.identity {
+            Identity::Node(_) => {
+                let name = self.nodes_role.lock().unwrap_or_else(PoisonError::into_inner);
+                name.as_ref().is_some_and(|name| name.eq_ignore_ascii_case(role.name()))
+            }
+            Identity::WebIdentity { role: own, .. } => {
+                own.account() == role.account() && own.name().eq_ignore_ascii_case(role.name())
+            }
+        }
+    }
+
     /// STS takes these no longer.
     pub(super) async fn refused(&self, session: &Arc<Session>) {
         let mut state = self.state.lock().await;
@@ -143,7 +159,12 @@ impl Own {
     async fn ask(&self, sts: &Sts, role: &RoleArn) -> Result<Session, ExchangeError> {
         let lacks = |why: String| ExchangeError::new((Action::AssumeRole, role), Class::Transient, "NoIdentity", why);
         match &self.identity {
-            Identity::Node(ask) => ask().await.map_err(|why| lacks(format!("the node's own credentials: {why}"))),
+            Identity::Node(ask) => {
+                let answer = ask().await.map_err(|why| lacks(format!("the node's own credentials: {why}")));
+                let (name, session) = answer?;
+                *self.nodes_role.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
+                Ok(session)
+            }
             Identity::WebIdentity { role: own, token_file, session_name } => {
                 let text = fs::read_to_string(token_file).await;
                 let text = text.map_err(|error| lacks(format!("{}: {error}", token_file.display())))?;
