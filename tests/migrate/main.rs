@@ -347,6 +347,109 @@ fn a_cluster_of_which_all_is_carried_over_leaves_nothing_to_anybody() {
         "tokens are not given there otherwise"
     );
     assert_eq!(values["flags"], json!({ "host-network": "off" }), "namespaces limit nothing");
+    assert!(planned.said.contains("to know: kube2irsa.yaml: admission.exemptServiceAccounts"), "{}", planned.said);
+    assert!(planned.said.contains("tokens of kube-system/app"), "{}", planned.said);
+}
+
+#[test]
+fn a_service_account_that_another_has_made_is_not_taken_for_a_new_one() {
+    let account = |label: &str| {
+        let (_folder, file) = written(&format!(
+            "kind: ServiceAccount\nmetadata: {{name: reader, namespace: team, labels: {{{label}}}, annotations: \
+             {{eks.amazonaws.com/role-arn: 'arn:aws:iam::111122223333:role/reader'}}}}\n---\nkind: ClusterRoleBinding\nmetadata: \
+             {{name: all}}\nroleRef: {{kind: ClusterRole, name: cluster-admin}}\nsubjects: [{{kind: ServiceAccount, name: reader, \
+             namespace: team}}]\n---\nkind: Deployment\nmetadata: {{name: controller, namespace: team}}\nspec: {{template: {{spec: \
+             {{serviceAccountName: reader, containers: []}}}}}}\n---\nkind: Deployment\nmetadata: {{name: web, namespace: \
+             team}}\nspec: {{template: {{metadata: {{annotations: {{iam.amazonaws.com/role: reader}}}}, spec: {{containers: \
+             []}}}}}}\n---\nkind: Deployment\nmetadata: {{name: none, namespace: team}}\nspec: {{template: {{spec: {{containers: \
+             []}}}}}}\n"
+        ));
+        let flags = ["-o", "json", "--daemon-flags", "--base-role-arn=arn:aws:iam::111122223333:role/"];
+        let planned = migrate("from-kube2iam", &[file], ISSUER, &flags);
+        let made = documents(&planned.directory().join("2-cluster/new-serviceaccounts.yaml")).remove(0);
+        assert_eq!(made["metadata"]["labels"], json!({ "kube2irsa.io/made-by": "migrate" }));
+        made["metadata"]["name"].clone()
+    };
+    assert_eq!(account(""), "reader-2");
+    assert_eq!(account("kube2irsa.io/made-by: migrate"), "reader", "it was made by a plan");
+}
+
+/// The commands that a step of the page has in one of its blocks.
+fn block(page: &str, step: &str, number: usize) -> String {
+    let step = page.split("\n## ").find(|part| part.starts_with(step)).unwrap();
+    let lines = step.lines().map(|line| line.strip_prefix("    "));
+    let blocks = lines.collect::<Vec<_>>();
+    let mut blocks = blocks.split(Option::is_none).filter(|block| !block.is_empty());
+    blocks.nth(number).unwrap().iter().map(|line| format!("{}\n", line.unwrap())).collect()
+}
+
+#[test]
+fn a_role_whose_trust_cannot_be_read_keeps_it() {
+    let planned = migrate("from-kiam", &[fixture("names")], ISSUER, &[]);
+    let (folder, page) = (planned.directory(), planned.text("PLAN.md"));
+    let program = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::create_dir_all(folder.join("bin")).unwrap();
+        let path = folder.join("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let run = |script: &str| {
+        let path = format!("{}:/usr/bin:/bin", folder.join("bin").display());
+        let script = script.replace("account=…", "account=444455556666");
+        let script = format!("account=444455556666\n{script}");
+        let mut shell = Command::new("bash");
+        let output = shell.args(["-c", &script]).current_dir(&folder).env("PATH", path).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (there, back) = (block(&page, "1. ", 0), block(&page, "1. ", 1));
+    // In place of a real one: both policies, one after the other.
+    program("jq", "shift 2; cat \"$@\"\n");
+    program("aws", "echo \"$*\" >> calls; exit 254\n");
+    assert_eq!(run(&there), "NOT DONE: far\n");
+    assert_eq!(run(&back), "", "nothing was changed, and nothing is put back");
+    assert!(!fs::read_to_string(folder.join("calls")).unwrap().contains("update-assume-role-policy"));
+
+    program("aws", "echo \"$*\" >> calls; case $2 in get-role) echo before;; esac\n");
+    assert_eq!(run(&there), "", "once more, and now it answers");
+    let both = fs::read_to_string(folder.join("1-aws/444455556666/far.both.json")).unwrap();
+    assert_eq!(both, format!("before\n{}", planned.text("1-aws/444455556666/far.trust.json")));
+    program("aws", "case $2 in update-*) exit 254;; esac\n");
+    assert_eq!(run(&there), "NOT DONE: far\n", "too long, say");
+    assert_eq!(run(&back), "NOT DONE: far\n");
+}
+
+#[test]
+fn the_old_daemon_leaves_a_node_only_when_kube2irsa_is_ready_there() {
+    let planned = migrate("from-kiam", &[fixture("names")], ISSUER, &[]);
+    let page = planned.text("PLAN.md");
+    let in_order = |script: &str, parts: &[&str]| {
+        let places = parts.iter().map(|part| script.find(part).unwrap_or_else(|| panic!("{part}: {script}")));
+        assert!(places.collect::<Vec<_>>().is_sorted(), "{script}");
+    };
+    let (first, second) = ("kube2irsa.io/serves=true", "kube2irsa.io/serves-alone=true");
+    let patch = block(&page, "5. ", 0);
+    in_order(&patch, &["\"kube2irsa.io/serves-alone\"", "\"rollingUpdate\":null,\"type\":\"OnDelete\""]);
+    in_order(&block(&page, "5. ", 1), &["drain", first, "until kubectl -n kube2irsa wait", second, "uncordon"]);
+    in_order(&block(&page, "5. ", 2), &["drain", "serves-alone-", "mode=remove", "serves-\n", "uncordon"]);
+    // The old daemon comes back from its own object alone.
+    let kept = block(&page, "0. ", 0);
+    for line in block(&page, "6. ", 1).lines() {
+        let file = line.strip_prefix("kubectl apply -f ").unwrap();
+        assert!(file.starts_with("old-") && kept.contains(&format!("> {file}\n")), "{file}: {kept}");
+    }
+}
+
+#[test]
+fn clusters_that_have_one_hub_have_policies_of_their_own_there() {
+    let hub = ["--hub-role-arn", "arn:aws:iam::111122223333:role/hub"];
+    let page = migrate("from-kube2iam", &[fixture("globs")], ISSUER, &hub).text("PLAN.md");
+    let put = page.matches("--policy-name kube2irsa-targets-oidc-example-com-cluster").count();
+    assert_eq!(put, 2, "put, and deleted");
+    let long = format!("https://oidc.example.com/{}", "x".repeat(200));
+    let page = migrate("from-kube2iam", &[fixture("globs")], &long, &hub).text("PLAN.md");
+    let name = page.split("--policy-name ").nth(1).unwrap().split_whitespace().next().unwrap();
+    assert_eq!(name.len(), 128);
 }
 
 #[test]

@@ -38,9 +38,11 @@ impl<'a> Names<'a> {
         let name = free(&wanted, LONGEST_NAME, |name| {
             let name = AccountName { namespace: old.namespace.clone(), name: name.to_owned() };
             let there = self.cluster.accounts.get(&name);
+            // Another's may have the same role: its bindings would be these pods', and the way back would delete it.
             let is_ours = there.is_some_and(|account| {
                 let wanted = grant.annotations();
-                account.annotations.get(ROLE_ARN) == wanted.get(ROLE_ARN)
+                account.is_ours
+                    && account.annotations.get(ROLE_ARN) == wanted.get(ROLE_ARN)
                     && wanted.iter().all(|(key, value)| account.annotations.get(key) == Some(value))
             });
             is_ours && name != *old || !self.accounts.contains(&name)

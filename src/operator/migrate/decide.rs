@@ -84,6 +84,7 @@ pub(super) fn plan(cluster: &Cluster, legacy: &Legacy, hub: Option<&RoleArn>, is
     let subjects = subjects.collect::<Vec<_>>();
     let mut plan = Plan {
         from: legacy.name,
+        issuer: issuer.name().to_owned(),
         namespace_policy: (legacy.restriction != Restriction::None).then_some("required"),
         service_accounts: Vec::new(),
         bindings: Vec::new(),

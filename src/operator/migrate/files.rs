@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
+    objects::MADE_BY,
     page,
     plan::{AccountChange, Cleanup, Plan, permitted_roles},
 };
@@ -89,6 +90,10 @@ fn account(change: &AccountChange) -> Value {
         "kind": "ServiceAccount",
         "metadata": { "namespace": change.namespace, "name": change.name, "annotations": change.annotations },
     });
+    if change.in_place_of.is_some() {
+        let (key, value) = MADE_BY;
+        object["metadata"]["labels"] = json!({ key: value });
+    }
     if !change.image_pull_secrets.is_empty() {
         let secrets = change.image_pull_secrets.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>();
         object["imagePullSecrets"] = Value::from(secrets);
@@ -130,8 +135,7 @@ pub(super) fn values(plan: &Plan) -> Value {
     if let Some(policy) = plan.namespace_policy {
         values["flags"]["namespace-policy"] = Value::from(policy);
     }
-    let system = plan.pods.iter().filter(|pods| pods.after.is_some() && pods.workload.contains(" kube-system/"));
-    let system = system.map(|pods| format!("kube-system/{}", pods.account)).collect::<std::collections::BTreeSet<_>>();
+    let system = plan.exempt_accounts();
     if !system.is_empty() {
         values["admission"] = json!({ "exemptServiceAccounts": system });
     }

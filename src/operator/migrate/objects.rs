@@ -44,6 +44,8 @@ pub(super) struct Meta {
     #[serde(deserialize_with = "nullable")]
     pub(super) annotations: BTreeMap<String, String>,
     #[serde(deserialize_with = "nullable")]
+    labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
     owner_references: Vec<Owner>,
 }
 
@@ -178,6 +180,8 @@ pub(super) struct Workload {
 /// A service account.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Account {
+    /// Made by an earlier plan.
+    pub(super) is_ours: bool,
     pub(super) annotations: BTreeMap<String, String>,
     pub(super) image_pull_secrets: Vec<String>,
     pub(super) automount: Option<bool>,
@@ -192,6 +196,9 @@ pub(super) struct Binding {
     pub(super) role: Value,
     pub(super) accounts: BTreeSet<AccountName>,
 }
+
+/// The label of service accounts that a plan has made.
+pub(super) const MADE_BY: (&str, &str) = ("kube2irsa.io/made-by", "migrate");
 
 /// Kinds whose pods are made from a template.
 pub(super) const MAKERS: [&str; 7] =
@@ -258,7 +265,9 @@ impl Cluster {
                 self.namespaces.insert(object.metadata.name, object.metadata.annotations);
             }
             "ServiceAccount" => {
+                let (key, value) = MADE_BY;
                 let account = Account {
+                    is_ours: object.metadata.labels.get(key).is_some_and(|by| by == value),
                     annotations: object.metadata.annotations,
                     image_pull_secrets: object.image_pull_secrets.into_iter().map(|secret| secret.name).collect(),
                     automount: object.automount_service_account_token,

@@ -11,6 +11,12 @@ use super::{
 
 /// The label of nodes whose pods kube2irsa serves.
 pub(super) const SERVED_BY_US: &str = "kube2irsa.io/serves";
+/// The label of nodes that the old daemon leaves: a second one, so that it goes only when kube2irsa is there.
+const LEFT_BY_IT: &str = "kube2irsa.io/serves-alone";
+/// The chart, which is not among the plan's files.
+const CHART: &str = "CHART=…   # daemonset/chart of kube2irsa's repository";
+/// What IAM takes for a policy's name.
+const LONGEST_POLICY_NAME: usize = 128;
 
 pub(super) fn page(plan: &Plan) -> String {
     let mut page = String::new();
@@ -40,7 +46,7 @@ fn write(page: &mut String, plan: &Plan) -> std::fmt::Result {
          apply and patch, and lets that carry it out. Until step 5 {from} serves all pods by their annotations, whatever \
          ServiceAccount they have: each of the steps before can wait.\n"
     )?;
-    before(page)?;
+    before(page, plan)?;
     aws(page, plan)?;
     in_the_cluster(page, plan)?;
     workloads(page, plan)?;
@@ -74,13 +80,25 @@ fn back(page: &mut String, lines: impl IntoIterator<Item = String>) -> std::fmt:
     commands(page, lines)
 }
 
-fn before(page: &mut String) -> std::fmt::Result {
+/// Where an old daemon's own object is kept.
+fn kept(daemon: &OldDaemon) -> String {
+    format!("old-{}-{}-{}.json", daemon.kind.to_lowercase(), daemon.namespace, daemon.name)
+}
+
+fn before(page: &mut String, plan: &Plan) -> std::fmt::Result {
+    // Of the server's making, and refused in what is made anew.
+    const OF_THE_SERVER: &str = "del(.status, .metadata[\"resourceVersion\", \"uid\", \"generation\", \
+                                 \"creationTimestamp\", \"managedFields\"])";
+    let daemons = plan.daemons.iter().map(|it| {
+        let (kind, file) = (it.kind.to_lowercase(), kept(it));
+        format!("kubectl get {kind} -n {} {} -o json | jq '{OF_THE_SERVER}' > {file}", it.namespace, it.name)
+    });
     writeln!(page, "## 0. Keep what is there\n")?;
-    commands(page, [
+    commands(page, std::iter::once(
         "kubectl get namespaces,serviceaccounts,deployments,statefulsets,daemonsets,cronjobs,rolebindings,clusterrolebindings \
          --all-namespaces -o yaml > before.yaml"
             .to_owned(),
-    ])
+    ).chain(daemons))
 }
 
 fn aws(page: &mut String, plan: &Plan) -> std::fmt::Result {
@@ -104,15 +122,24 @@ fn aws(page: &mut String, plan: &Plan) -> std::fmt::Result {
             "account=…",
             "for file in 1-aws/$account/*.trust.json; do",
             role,
-            "  test -e \"$role.before.json\" ||",
-            "    aws iam get-role --role-name \"$name\" --query Role.AssumeRolePolicyDocument > \"$role.before.json\"",
-            "  jq -s '.[0].Statement = ([.[].Statement | if type == \"array\" then .[] else . end]) | .[0]' \\",
-            "    \"$role.before.json\" \"$file\" > \"$role.both.json\"",
-            "  aws iam update-assume-role-policy --role-name \"$name\" --policy-document \"file://$role.both.json\"",
+            "  test -s \"$role.before.json\" ||",
+            "    { aws iam get-role --output json --role-name \"$name\" --query Role.AssumeRolePolicyDocument > \"$role.tmp\" &&",
+            "      test -s \"$role.tmp\" && mv \"$role.tmp\" \"$role.before.json\"; } ||",
+            "    { echo \"NOT DONE: $name\"; continue; }",
+            "  jq -s '.[0].Statement = ([.[].Statement | if type == \"array\" then .[] else . end] | unique) | .[0]' \\",
+            "    \"$role.before.json\" \"$file\" > \"$role.both.json\" &&",
+            "    aws iam update-assume-role-policy --role-name \"$name\" --policy-document \"file://$role.both.json\" ||",
+            "    echo \"NOT DONE: $name\"",
             "done",
         ]
         .map(str::to_owned),
     )?;
+    writeln!(
+        page,
+        "Go on only when it says of no role NOT DONE; it can be run again. Old and new statements together may be longer than the \
+         2,048 characters that IAM takes, which is a NOT DONE too: have the quota \"Role trust policy length\" raised.\n"
+    )?;
+    let policy = targets_policy(&plan.issuer);
     let hubs = plan.roles.iter().filter(|change| change.permissions.is_some());
     let name = |arn: &str| arn.rsplit('/').next().unwrap_or_default().to_owned();
     let hubs =
@@ -120,23 +147,28 @@ fn aws(page: &mut String, plan: &Plan) -> std::fmt::Result {
     if !hubs.is_empty() {
         writeln!(page, "By way of these, others are had:\n")?;
         let put = |(role, file): &(String, String)| {
-            format!(
-                "aws iam put-role-policy --role-name {role} --policy-name kube2irsa-targets --policy-document file://{file}"
-            )
+            format!("aws iam put-role-policy --role-name {role} --policy-name {policy} --policy-document file://{file}")
         };
         commands(page, hubs.iter().map(put))?;
     }
     let undo = [
         "for file in 1-aws/$account/*.trust.json; do",
         role,
-        "  aws iam update-assume-role-policy --role-name \"$name\" --policy-document \"file://$role.before.json\"",
+        "  test -s \"$role.before.json\" || continue   # nothing was changed",
+        "  aws iam update-assume-role-policy --role-name \"$name\" --policy-document \"file://$role.before.json\" ||",
+        "    echo \"NOT DONE: $name\"",
         "done",
     ]
     .map(str::to_owned);
-    let unput = hubs
-        .iter()
-        .map(|(role, _)| format!("aws iam delete-role-policy --role-name {role} --policy-name kube2irsa-targets"));
+    let unput =
+        hubs.iter().map(|(role, _)| format!("aws iam delete-role-policy --role-name {role} --policy-name {policy}"));
     back(page, undo.into_iter().chain(unput))
+}
+
+/// A hub's policy, of this cluster alone: another one's may be on the same role.
+fn targets_policy(issuer: &str) -> String {
+    let letter = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    "kube2irsa-targets-".chars().chain(issuer.chars().map(letter)).take(LONGEST_POLICY_NAME).collect()
 }
 
 fn in_the_cluster(page: &mut String, plan: &Plan) -> std::fmt::Result {
@@ -224,9 +256,9 @@ fn look(page: &mut String, from: &str) -> std::fmt::Result {
     commands(
         page,
         [
+            CHART.to_owned(),
             format!("kubectl label node NODE {SERVED_BY_US}=true"),
-            "helm upgrade --install kube2irsa daemonset/chart -n kube2irsa --create-namespace -f kube2irsa.yaml"
-                .to_owned(),
+            "helm upgrade --install kube2irsa \"$CHART\" -n kube2irsa --create-namespace -f kube2irsa.yaml".to_owned(),
             "kubectl logs -n kube2irsa daemonset/kube2irsa".to_owned(),
         ],
     )?;
@@ -240,11 +272,15 @@ fn look(page: &mut String, from: &str) -> std::fmt::Result {
     )
 }
 
-/// Keeps the old daemon off the nodes that we serve.
+/// Keeps the old daemon off the nodes that we serve alone. Its pods elsewhere are not made anew for it: with each that ends, a rule
+/// of its node's may go (kiam's `--iptables-remove`), and pods reach the node's role until the next one is there.
 fn away(daemon: &OldDaemon) -> String {
-    let term = json!({ "matchExpressions": [{ "key": SERVED_BY_US, "operator": "DoesNotExist" }] });
+    let term = json!({ "matchExpressions": [{ "key": LEFT_BY_IT, "operator": "DoesNotExist" }] });
     let affinity = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [term] } } });
-    let patch: Value = json!({ "spec": { "template": { "spec": { "affinity": affinity } } } });
+    let patch: Value = json!({ "spec": {
+        "updateStrategy": { "type": "OnDelete", "rollingUpdate": null },
+        "template": { "spec": { "affinity": affinity } },
+    } });
     format!("kubectl patch daemonset -n {} {} -p '{patch}'", daemon.namespace, daemon.name)
 }
 
@@ -252,15 +288,18 @@ fn nodes(page: &mut String, plan: &Plan) -> std::fmt::Result {
     let from = plan.from;
     writeln!(
         page,
-        "## 5. Node by node\n\nA node's pods are served by one of the two: {from} leaves nodes with the label, and kube2irsa runs \
-         there. At first none has it. (If {from} has an affinity of its own, put the term into it instead.)\n"
+        "## 5. Node by node\n\nA node goes over with two labels: by the first kube2irsa comes, by the second {from} leaves. While \
+         both are there, kube2irsa serves: its redirect stands before that of {from}, and its guard keeps pods from the node's role \
+         whatever {from} takes away as it ends. At first no node has a label, and nothing restarts: the patch sets \
+         `updateStrategy` to OnDelete too. (If {from} has an affinity of its own, put the term into it instead.)\n"
     )?;
     let agents = plan.daemons.iter().filter(|daemon| daemon.serves_pods).map(away);
     commands(
         page,
-        std::iter::once(format!("kubectl label nodes --all {SERVED_BY_US}-")).chain(agents).chain([
+        std::iter::once(format!("kubectl label nodes --all {SERVED_BY_US}- {LEFT_BY_IT}-")).chain(agents).chain([
             "sed -i 's/^mode: .*/mode: run/' kube2irsa.yaml".to_owned(),
-            "helm upgrade --install kube2irsa daemonset/chart -n kube2irsa -f kube2irsa.yaml".to_owned(),
+            CHART.to_owned(),
+            "helm upgrade --install kube2irsa \"$CHART\" -n kube2irsa -f kube2irsa.yaml".to_owned(),
         ]),
     )?;
     writeln!(page, "Then for each node, while none of its pods needs a role:\n")?;
@@ -269,7 +308,10 @@ fn nodes(page: &mut String, plan: &Plan) -> std::fmt::Result {
         [
             "kubectl drain NODE --ignore-daemonsets".to_owned(),
             format!("kubectl label node NODE {SERVED_BY_US}=true"),
-            "kubectl rollout status -n kube2irsa daemonset/kube2irsa".to_owned(),
+            "until kubectl -n kube2irsa wait --for=condition=Ready pod -l app.kubernetes.io/name=kube2irsa \\"
+                .to_owned(),
+            "  --field-selector spec.nodeName=NODE --timeout=120s; do sleep 2; done".to_owned(),
+            format!("kubectl label node NODE {LEFT_BY_IT}=true"),
             "kubectl uncordon NODE".to_owned(),
         ],
     )?;
@@ -284,8 +326,13 @@ fn nodes(page: &mut String, plan: &Plan) -> std::fmt::Result {
     back(
         page,
         [
+            CHART.to_owned(),
             format!("kubectl drain -l {SERVED_BY_US}=true --ignore-daemonsets"),
-            "helm upgrade kube2irsa daemonset/chart -n kube2irsa -f kube2irsa.yaml --set mode=remove".to_owned(),
+            format!("kubectl label nodes --all {LEFT_BY_IT}-"),
+            format!(
+                "kubectl get pods --all-namespaces -o wide | grep {from}   # until one is Ready on each of these nodes"
+            ),
+            "helm upgrade kube2irsa \"$CHART\" -n kube2irsa -f kube2irsa.yaml --set mode=remove".to_owned(),
             "kubectl rollout status -n kube2irsa daemonset/kube2irsa".to_owned(),
             format!("kubectl label nodes --all {SERVED_BY_US}-"),
             "kubectl uncordon NODE   # each that was drained".to_owned(),
@@ -293,7 +340,7 @@ fn nodes(page: &mut String, plan: &Plan) -> std::fmt::Result {
     )?;
     writeln!(
         page,
-        "In this order, so that nothing of kube2irsa's stands on a node that {from} serves again: in between, pods there would reach \
+        "In this order, so that {from} is there with its rule before kube2irsa's are taken away: in between, pods there would reach \
          the node's role.\n"
     )
 }
@@ -301,19 +348,25 @@ fn nodes(page: &mut String, plan: &Plan) -> std::fmt::Result {
 fn end(page: &mut String, plan: &Plan) -> std::fmt::Result {
     writeln!(
         page,
-        "## 6. The end of {}\n\nWhen all nodes have the label, take `nodeSelector` out of kube2irsa.yaml, so that new nodes are \
+        "## 6. The end of {}\n\nWhen all nodes have both labels, take `nodeSelector` out of kube2irsa.yaml, so that new nodes are \
          served too:\n",
         plan.from
     )?;
-    let delete = plan
-        .daemons
-        .iter()
-        .map(|it| format!("kubectl delete {} -n {} {}", it.kind.to_lowercase(), it.namespace, it.name));
+    let delete = plan.daemons.iter().map(|it| {
+        format!("test -s {} && kubectl delete {} -n {} {}", kept(it), it.kind.to_lowercase(), it.namespace, it.name)
+    });
     commands(
         page,
-        ["helm upgrade kube2irsa daemonset/chart -n kube2irsa -f kube2irsa.yaml".to_owned()].into_iter().chain(delete),
+        [CHART.to_owned(), "helm upgrade kube2irsa \"$CHART\" -n kube2irsa -f kube2irsa.yaml".to_owned()]
+            .into_iter()
+            .chain(delete),
     )?;
-    back(page, ["kubectl apply -f before.yaml   # its DaemonSet alone, then step 5's way back".to_owned()])
+    back(page, plan.daemons.iter().map(|it| format!("kubectl apply -f {}", kept(it))))?;
+    writeln!(
+        page,
+        "Then step 5's way back: until that is done, {} and kube2irsa are on the nodes together, and kube2irsa serves.\n",
+        plan.from
+    )
 }
 
 fn cleanup(page: &mut String, plan: &Plan) -> std::fmt::Result {

@@ -1,6 +1,6 @@
 //! The plan as it is written: what has to change, and what is to be known. Pure; made by `decide`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -12,6 +12,8 @@ use crate::identity::policy::PERMITTED_ROLES;
 pub struct Plan {
     /// What is left: `kube2iam` or `kiam`.
     pub from: &'static str,
+    /// The cluster's token issuer: its host and path.
+    pub issuer: String,
     /// What kube2irsa's `--namespace-policy` has to be, where its default will not do.
     pub namespace_policy: Option<&'static str>,
     /// Service accounts that are made or annotated.
@@ -173,6 +175,12 @@ impl Plan {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.left.is_empty()
+    }
+
+    /// Those whose tokens the chart's admission policy gives to nobody unless it is told to.
+    pub(super) fn exempt_accounts(&self) -> BTreeSet<String> {
+        let system = self.pods.iter().filter(|pods| pods.after.is_some() && pods.namespace == "kube-system");
+        system.map(|pods| format!("kube-system/{}", pods.account)).collect()
     }
 }
 

@@ -78,14 +78,58 @@ fn collect(path: &Path, is_named: bool, files: &mut Vec<PathBuf>) -> std::io::Re
     Ok(())
 }
 
-/// Whatever has a kind; other documents (values of a chart, say) are passed over.
+/// Groups of the API that have these kinds, or had them once; the first has no name.
+const GROUPS: [&str; 5] = ["", "apps", "batch", "extensions", "rbac.authorization.k8s.io"];
+
+/// What is of the kinds that matter, in lists too; all else (values of a chart, objects of others' kinds) is passed over. What
+/// cannot be read is named, and not quoted: there may be a secret in it.
 fn documents(text: &str) -> Result<Vec<Object>, String> {
     let documents = serde_saphyr::from_multiple::<Value>(text).map_err(|error| first_line(&error.to_string()))?;
-    let is_object = |document: &Value| document.get("kind").is_some_and(Value::is_string);
-    let read = |document| serde_json::from_value::<Object>(document).map_err(|error| error.to_string());
-    documents.into_iter().filter(is_object).map(read).collect()
+    let (mut objects, mut open) = (Vec::new(), documents);
+    while let Some(mut document) = open.pop() {
+        let text = |key: &str| document.pointer(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (kind, name, version) = (text("/kind"), text("/metadata/name"), text("/apiVersion"));
+        let group = version.split_once('/').map_or("", |(group, _)| group);
+        if !GROUPS.contains(&group) {
+            continue;
+        }
+        if let (Some(kind), Some(Value::Array(items))) = (kind.strip_suffix("List"), document.get_mut("items")) {
+            for mut item in std::mem::take(items) {
+                if let (Some(item), false) = (item.as_object_mut(), kind.is_empty()) {
+                    item.entry("kind").or_insert_with(|| kind.into());
+                }
+                open.push(item);
+            }
+        } else if COLLECTIONS.iter().any(|(_, known)| *known == kind) {
+            let object = serde_json::from_value::<Object>(document);
+            objects.push(object.map_err(|_| format!("{kind} {name} is not as Kubernetes has it"))?);
+        }
+    }
+    Ok(objects)
 }
 
 fn first_line(error: &str) -> String {
     error.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_of_kinds_that_do_not_matter_are_passed_over_in_lists_too() {
+        let objects = documents(
+            "kind: Thing\nspec: {serviceAccount: {create: true}}\n---\nkind: List\nitems: [{kind: Thing, spec: {template: \
+             text}}, {kind: ServiceAccount, metadata: {name: a}}]\n---\nkind: ServiceAccountList\nitems: [{metadata: {name: \
+             b}}]\n---\napiVersion: batch.example.com/v1\nkind: Job\nspec: {template: text}\n---\nvalues: 1\n",
+        );
+        let names = objects.unwrap().into_iter().map(|object| object.metadata.name).collect::<Vec<_>>();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_and_not_quoted() {
+        let error = documents("kind: Deployment\nmetadata: {name: web}\nspec: {template: hunter2}\n").unwrap_err();
+        assert_eq!(error, "Deployment web is not as Kubernetes has it");
+    }
 }

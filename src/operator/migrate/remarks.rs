@@ -20,6 +20,7 @@ pub(super) fn add(plan: &mut Plan, cluster: &Cluster, legacy: &Legacy, hub: Opti
     of_accounts(plan, cluster, subjects);
     of_other_aws_accounts(plan, legacy, hub, subjects);
     of_new_accounts(plan, cluster);
+    of_exempt_accounts(plan);
     of_whatever_differs(plan, subjects);
 }
 
@@ -262,6 +263,21 @@ fn of_new_accounts(plan: &mut Plan, cluster: &Cluster) {
             format!("ServiceAccount {name}"),
             "it is not among what was read: its imagePullSecrets are not carried over to those that take its place",
             "read it too (its manifest, or the live cluster), or add them",
+        ));
+    }
+}
+
+/// Tokens of which are given out although their namespace is one of those whose tokens are not.
+fn of_exempt_accounts(plan: &mut Plan) {
+    let exempt = plan.exempt_accounts();
+    if !exempt.is_empty() {
+        plan.notes.push(Remark::new(
+            "kube2irsa.yaml",
+            format!(
+                "admission.exemptServiceAccounts lets kube2irsa have tokens of {}: of no others in kube-system",
+                exempt.into_iter().collect::<Vec<_>>().join(", ")
+            ),
+            "look whether each is to have a role of AWS; take it out of the list otherwise",
         ));
     }
 }
