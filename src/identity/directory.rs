@@ -282,7 +282,11 @@ impl Directory {
     pub fn found_pod(&self, pod: Pod, ends: u64) {
         let mut state = self.state();
         if state.ends == ends {
-            let pod = state.keep(pod);
+            let mut pod = state.keep(pod);
+            // What a pod says may have changed since, and the watch told of that.
+            if let Some(known) = state.index.get(&pod.uid) {
+                pod.legacy.clone_from(&known.legacy);
+            }
             let changed = state.index.apply(pod);
             self.publish(&mut state, &changed);
         }

@@ -101,6 +101,7 @@ impl Own {
         if let Some(held) = state.held.as_ref().filter(|held| !held.renewed.passed(now)) {
             return Ok(Arc::clone(&held.session));
         }
+        let begun = Instant::now();
         let asked_before = |at: &Instant| now.monotonic.saturating_duration_since(*at) < REMEMBERED;
         let error = match state.failed.as_ref().filter(|(at, _)| asked_before(at)) {
             Some((_, error)) => error.clone(),
@@ -112,7 +113,8 @@ impl Own {
                     return Ok(session);
                 }
                 Err(error) => {
-                    state.failed = Some((now.monotonic, error.clone()));
+                    // From when it failed: to find that out may have taken longer than it is remembered.
+                    state.failed = Some((now.monotonic + begun.elapsed(), error.clone()));
                     error
                 }
             },

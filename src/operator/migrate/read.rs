@@ -105,6 +105,8 @@ fn documents(text: &str) -> Result<Vec<Object>, String> {
             objects.push(object.map_err(|_| format!("{kind} {name} is not as Kubernetes has it"))?);
         }
     }
+    // What was taken off the end comes in the order of the file again.
+    objects.reverse();
     Ok(objects)
 }
 
