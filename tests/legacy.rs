@@ -435,6 +435,8 @@ fn the_nodes_keys_are_asked_for_again_when_sts_takes_them_no_longer_and_kept_whi
     let daemon = Daemon::ready(&sandbox, &[&AS_NODE[..], &place].concat());
     eventually("nobody is served", || list(&web).0 == 503);
     assert!(daemon.log().contains("NoIdentity: the node's own credentials: "), "{}", daemon.log());
+    let counted = r#"kube2irsa_sts_exchanges_total{action="assume_role",result="NoIdentity"}"#;
+    assert!(metric(&sandbox, counted) >= 1.0, "no call was made, and yet it is counted");
     sandbox.cloud.imds.set_down(false);
     assert!(is_session_of(&who(&sandbox, &web), "one"));
     let asked = sandbox.cloud.imds.credential_requests();

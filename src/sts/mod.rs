@@ -226,24 +226,12 @@ impl Sts {
     /// A role that a pod names, assumed as the daemon itself. Without tags: the trust of such roles knows none.
     async fn as_ourselves(&self, ask: Ask<'_>) -> Result<Session, ExchangeError> {
         let role = ask.wish.role.clone();
-        let Some(own) = &self.own else {
-            let what = (Action::AssumeRole, &role);
-            return Err(ExchangeError::new(
-                what,
-                Class::Permanent,
-                "NoIdentity",
-                "the daemon has no identity of its own",
-            ));
-        };
-        let keys = own.keys(self, &role).await?;
-        if own.is_of(&role) {
-            return Err(ExchangeError::new(
-                (Action::AssumeRole, &role),
-                Class::Permanent,
-                "OwnRole",
-                "it is the node's role, or kube2irsa's own: no pod is given that",
-            ));
-        }
+        let (own, keys) = self.own_keys(&role).await.inspect_err(|error| {
+            // No call was made that would be counted; of our own role's it was.
+            if error.action == Action::AssumeRole {
+                self.metrics.exchanges.with_label_values(&[error.action.label(), error.label()]).inc();
+            }
+        })?;
         let external_id = ask.wish.of_pod.as_ref().and_then(|of_pod| of_pod.external_id.clone());
         let target = Target { role, external_id };
         match self.assume_role(ask, &target, &[], &keys).await {
@@ -253,6 +241,17 @@ impl Sts {
                 Err(ExchangeError { class: Class::Transient, ..error })
             }
             assumed => assumed.map_err(|error| hinted_as_ourselves(error, &target)),
+        }
+    }
+
+    /// The daemon's own identity, and its keys to assume `role` with: any but its own.
+    async fn own_keys(&self, role: &RoleArn) -> Result<(&Own, Arc<Session>), ExchangeError> {
+        let refused = |code, why| ExchangeError::new((Action::AssumeRole, role), Class::Permanent, code, why);
+        let own = self.own.as_ref().ok_or_else(|| refused("NoIdentity", "the daemon has no identity of its own"))?;
+        let keys = own.keys(self, role).await?;
+        match own.is_of(role) {
+            true => Err(refused("OwnRole", "it is the node's role, or kube2irsa's own: no pod is given that")),
+            false => Ok((own, keys)),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The daemon's own identity at AWS, by which roles are assumed that pods name themselves (`--legacy-source assume-role`).
 //!
 //! Owns its keys, in memory alone and overwritten when they are given back; asked for when the first role is to be assumed,
-//! and again before they end. Invariants: nobody is ever given them, nor others of the same role; while new ones are not to be had, those that are good
-//! still are used; that they are not to be had is said to all who wait for them, and asked again a second later.
+//! and again before they end. Invariants: nobody is ever given them, nor others of the same role; while new ones are not to be
+//! had, those that are good still are used; that they are not to be had is said to all who wait for them, and asked again a
+//! second later.
 
 use std::{
     fmt,
